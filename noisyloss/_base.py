@@ -1,0 +1,338 @@
+"""What every loss shares: options, checks, targets, reduction, certificates' interface, repr and the registry."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from noisyloss._log_probs import (
+    CLASS_DIM,
+    ClassFunction,
+    class_sums,
+    elementwise_derivative,
+    log_probs,
+    target_and_sums,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+class Options(TypedDict, total=False):
+    """The options of :class:`torch.nn.CrossEntropyLoss`, which every loss takes and which mean what they mean there."""
+
+    weight: Tensor | None
+    ignore_index: int
+    reduction: Reduction
+    label_smoothing: float
+
+
+DEFAULTS: dict[str, Any] = {"weight": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0}
+
+LOSSES: dict[str, type[RobustLoss]] = {}
+"""Every loss class that has an id; a class enters it by ``class NewLoss(PointwiseLoss, id="new")``."""
+
+
+def check_number(name: str, value: object, condition: str, holds: Any) -> float:
+    """Return ``value`` if it is a finite real number for which ``holds(value)``; ``condition`` says so in words."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, {condition}; got {value!r} of type {type(value).__name__}")
+    if not (math.isfinite(value) and holds(value)):
+        raise ValueError(f"{name}: expected {condition}; got {value!r}")
+    return float(value)
+
+
+class RobustLoss(nn.Module):
+    r"""A classification loss, defined by its value for every class: ``loss(z, k)``.
+
+    Subclasses give :meth:`per_class`; the target only says how the classes are mixed,
+
+    .. math:: \ell(z, t) = \sum_k w_k\, t_k\, \ell(z, k),
+
+    with class weights *w* and *t* one-hot for a class index, or any distribution over the classes.
+
+    Args:
+        weight: a weight for each class, a tensor of shape (C). Default: none.
+        ignore_index: class indices with this value count for nothing. Default: -100.
+        reduction: ``"mean"`` (as in :class:`torch.nn.CrossEntropyLoss`: over the sum of the targets' weights for class
+            indices, over the number of samples for probabilities), ``"sum"`` or ``"none"``. Default: ``"mean"``.
+        label_smoothing: the share of the uniform distribution in the target, in [0, 1]. Default: 0.0.
+
+    Shape:
+        - input: logits of shape (C), (N, C) or (N, C, d1, ..., dK), with C at least 2. float16 and bfloat16 are
+          computed, and returned, in float32.
+        - target: class indices of shape (), (N) or (N, d1, ..., dK), or class probabilities shaped like the input.
+        - output: a scalar, or with ``reduction="none"`` shaped like a target of class indices.
+    """
+
+    id: ClassVar[str | None] = None
+    examples: ClassVar[Sequence[dict[str, Any]]] = ()
+    """Settings beside the defaults that are worth testing."""
+
+    weight: Tensor | None
+    sums: Sequence[ClassFunction] = ()
+    """The functions whose sums over the classes :meth:`per_class` reads."""
+
+    def __init_subclass__(cls, id: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.id = id
+        if id is not None:
+            held = LOSSES.get(id)
+            if held and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"id: {id!r} is taken by {held.__module__}.{held.__qualname__}")
+            LOSSES[id] = cls
+
+    def __init__(
+        self,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if weight is not None:
+            if not isinstance(weight, Tensor) or not weight.is_floating_point():
+                raise TypeError(f"weight: expected a floating point tensor, one entry a class; got {weight!r}")
+            if weight.dim() != 1:
+                raise ValueError(f"weight: expected shape (C); got {tuple(weight.shape)}")
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise TypeError(f"ignore_index: expected an int; got {ignore_index!r}")
+        if reduction not in ("none", "mean", "sum"):
+            raise ValueError(f"reduction: expected 'none', 'mean' or 'sum'; got {reduction!r}")
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = check_number(
+            "label_smoothing", label_smoothing, "0 <= label_smoothing <= 1", lambda s: 0 <= s <= 1
+        )
+
+    def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
+        """Return ``loss(z, k)``, where ``log_p`` holds the log-probabilities of the classes k: all, or the target's.
+
+        ``sums`` holds ``sum_k f(log_p[k])`` for each f of :attr:`sums`, the class axis kept with length 1.
+        """
+        raise NotImplementedError
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of the logits ``input`` under ``target``, class indices or class probabilities."""
+        is_index = self._check(input, target)
+        if input.dim() == 1:
+            values, divisor = self._values(input.unsqueeze(0), target.unsqueeze(0), is_index)
+            values = values.squeeze(0)
+        else:
+            values, divisor = self._values(input, target, is_index)
+        if self.reduction == "none":
+            return values
+        if self.reduction == "sum":
+            return values.sum()
+        return values.mean() if divisor is None else values.sum() / divisor
+
+    def _values(self, input: Tensor, target: Tensor, is_index: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the loss of every sample, and what "mean" divides their sum by where that is not their number."""
+        log_p = log_probs(input)
+        if not is_index:
+            return self._mixed(log_p, target.to(log_p.dtype)), None
+        target = target.long()
+        valid = target != self.ignore_index
+        index = target.where(valid, 0)
+        if self.label_smoothing:
+            one_hot = torch.zeros_like(log_p).scatter(CLASS_DIM, index.unsqueeze(CLASS_DIM), 1.0)
+            values = self._mixed(log_p, one_hot)
+        else:
+            log_p_y, sums = target_and_sums(log_p, index, self.sums)
+            values = self.per_class(log_p_y, sums).squeeze(CLASS_DIM)
+        share = valid
+        if self.weight is not None:
+            share = self.weight.to(log_p.dtype)[index].where(valid, 0.0)
+            values = values if self.label_smoothing else values * share
+        return values.where(valid, 0.0), share.sum()
+
+    def _mixed(self, log_p: Tensor, target: Tensor) -> Tensor:
+        """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target."""
+        if self.label_smoothing:
+            target = target * (1 - self.label_smoothing) + self.label_smoothing / log_p.shape[CLASS_DIM]
+        if self.weight is not None:
+            target = target * self.weight.to(log_p.dtype).view(-1, *(1,) * (log_p.dim() - 2))
+        return (target * self.per_class(log_p, class_sums(log_p, self.sums))).sum(CLASS_DIM)
+
+    def _check(self, input: Tensor, target: Tensor) -> bool:
+        """Refuse what cannot be right, by shape and dtype alone; tell whether the target holds class indices."""
+        for name, tensor in (("input", input), ("target", target)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
+        if not input.is_floating_point():
+            raise TypeError(f"input: expected floating point logits; got {input.dtype}")
+        shape = input.shape
+        if not shape or shape[min(CLASS_DIM, len(shape) - 1)] < 2:
+            raise ValueError(
+                f"input: expected shape (C), (N, C) or (N, C, d1, ...) with C >= 2 classes; got {tuple(shape)}"
+            )
+        num_classes = shape[0] if len(shape) == 1 else shape[CLASS_DIM]
+        if self.weight is not None and self.weight.shape[0] != num_classes:
+            raise ValueError(f"weight: expected one entry for each of {num_classes} classes; got {len(self.weight)}")
+        index_shape = shape[:-1] if len(shape) == 1 else shape[:CLASS_DIM] + shape[CLASS_DIM + 1 :]
+        if target.shape == index_shape:
+            if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+                raise TypeError(
+                    f"target: expected integer class indices at shape {tuple(target.shape)}; got {target.dtype}"
+                )
+            return True
+        if target.shape == shape:
+            if not target.is_floating_point():
+                raise TypeError(
+                    f"target: expected floating point class probabilities at shape {tuple(shape)}; got {target.dtype}"
+                )
+            if self.ignore_index >= 0:
+                raise ValueError(
+                    f"ignore_index: expected a negative number with class probabilities; got {self.ignore_index}"
+                )
+            return False
+        raise ValueError(
+            f"target: expected class indices of shape {tuple(index_shape)} or class probabilities of shape "
+            f"{tuple(shape)} for this input; got shape {tuple(target.shape)}"
+        )
+
+    # Certificates. Subclasses give `_bounds` and `_symmetry_constant` of the loss without class weights.
+
+    def bounds(self, num_classes: int) -> tuple[float, float]:
+        """Return ``(low, high)`` between which the loss of every sample lies, before reduction."""
+        weights = self._class_weights(num_classes)
+        ends = [w * end if w else 0.0 for w in weights for end in self._bounds(num_classes)]
+        return min(ends) + 0.0, max(ends) + 0.0  # + 0.0 turns -0.0 into 0.0
+
+    def symmetry_constant(self, num_classes: int) -> float | None:
+        """Return the K with ``sum_k loss(z, k) = K`` for all logits z, or None where there is none."""
+        weights = self._class_weights(num_classes)
+        constant = self._symmetry_constant(num_classes)
+        return None if constant is None or len(weights) > 1 else weights[0] * constant
+
+    def noise_tolerance(self, num_classes: int) -> float:
+        r"""Return the rate of symmetric label noise below which the minimiser of the clean risk provably stays.
+
+        A symmetric loss has the noisy risk :math:`(1 - \frac{\eta C}{C-1}) R(f) + \frac{\eta K}{C-1}`, which is
+        minimised where the clean risk R is, for every :math:`\eta < (C-1)/C` (Ghosh, Kumar & Sastry, AAAI 2017).
+        For other losses nothing is proved here: 0.0.
+        """
+        return 0.0 if self.symmetry_constant(num_classes) is None else (num_classes - 1) / num_classes
+
+    def _bounds(self, num_classes: int) -> tuple[float, float]:
+        return -math.inf, math.inf
+
+    def _symmetry_constant(self, num_classes: int) -> float | None:
+        return None
+
+    def _class_weights(self, num_classes: int) -> list[float]:
+        """Return the distinct class weights."""
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+            raise TypeError(f"num_classes: expected an int; got {num_classes!r}")
+        if num_classes < 2:
+            raise ValueError(f"num_classes: expected at least 2; got {num_classes}")
+        if self.weight is None:
+            return [1.0]
+        if len(self.weight) != num_classes:
+            raise ValueError(f"num_classes: expected {len(self.weight)}, the length of weight; got {num_classes}")
+        return sorted(set(self.weight.tolist()))
+
+    # What the loss says of itself.
+
+    @classmethod
+    def hyperparameter_names(cls) -> list[str]:
+        """Return the names of the constructor's arguments that are not options of every loss."""
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return [name for name, p in inspect.signature(cls).parameters.items() if p.kind is positional]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Every hyper-parameter with its value, those of the members of a combined loss included."""
+        own = {name: getattr(self, name) for name in self.hyperparameter_names()}
+        found = {name: value for name, value in own.items() if not _members(value)}
+        for member in (member for value in own.values() for member in _members(value)):
+            for name, value in member.hyperparameters.items():
+                clash = found.get(name, value) != value
+                found[f"{type(member).__name__}.{name}" if clash else name] = value
+        return found
+
+    def _describe(self, **more: object) -> str:
+        settings = {name: getattr(self, name) for name in self.hyperparameter_names()} | more
+        return f"{type(self).__name__}({', '.join(f'{name}={_show(value)}' for name, value in settings.items())})"
+
+    def __repr__(self) -> str:
+        return self._describe(**{name: getattr(self, name) for name in DEFAULTS})
+
+
+def _members(value: object) -> list[RobustLoss]:
+    return [m for m in (value if isinstance(value, nn.ModuleList) else [value]) if isinstance(m, RobustLoss)]
+
+
+def _show(value: object) -> str:
+    if isinstance(value, nn.ModuleList):
+        return f"[{', '.join(map(_show, value))}]"
+    if isinstance(value, RobustLoss):
+        return value._describe()
+    if isinstance(value, Tensor):
+        return str(value.tolist()) if len(value) <= 10 else f"<{len(value)} entries>"
+    return repr(value)
+
+
+def plain_member(name: str, loss: object) -> Any:
+    """Return ``loss`` if it can be a member of a combined loss: one of ours, without options of its own."""
+    if not isinstance(loss, RobustLoss):
+        raise TypeError(f"{name}: expected a loss of this package; got {loss!r}")
+    if loss.weight is not None or any(getattr(loss, key) != DEFAULTS[key] for key in DEFAULTS if key != "weight"):
+        raise ValueError(f"{name}: expected a loss without options of its own, they belong to the whole; got {loss!r}")
+    return loss
+
+
+def loss_class(id: str) -> type[RobustLoss]:
+    """Return the class registered under ``id``."""
+    if id not in LOSSES:
+        raise ValueError(f"id: expected one of {', '.join(sorted(LOSSES))}; got {id!r}")
+    return LOSSES[id]
+
+
+class PointwiseLoss(RobustLoss):
+    """A loss that is a function of the target's probability alone: ``loss(z, k) = f(log_p[k])``.
+
+    Subclasses give :meth:`f`, which must not increase with the probability; its range and its symmetry are read off it.
+    """
+
+    def f(self, log_p: Tensor) -> Tensor:
+        """Return the loss of a target with log-probability ``log_p``, elementwise."""
+        raise NotImplementedError
+
+    def derivative(self, log_p: Tensor) -> Tensor | float:
+        """Return ``df / dlog_p`` elementwise; a float where it is constant."""
+        return elementwise_derivative(self, log_p)
+
+    def per_class(self, log_p: Tensor, sums: Sequence[Tensor] = ()) -> Tensor:
+        """Return ``f(log_p)``."""
+        return self.f(log_p)
+
+    @torch.no_grad()
+    def at(self, p: Sequence[float]) -> list[float]:
+        """Return f at the probabilities ``p``, in float64."""
+        return self.f(torch.tensor(p, dtype=torch.float64, device="cpu").log()).tolist()
+
+    def _bounds(self, num_classes: int) -> tuple[float, float]:
+        low, high = self.at([1.0, 0.0])
+        return low, high
+
+    def _symmetry_constant(self, num_classes: int) -> float | None:
+        """Return sum_k f, which is constant on the simplex just where f is affine in p (with 3 classes and more)."""
+        p = torch.linspace(0, 1, 65, dtype=torch.float64, device="cpu").tolist()
+        values = self.at(p)
+        at_0, at_1 = values[0], values[-1]
+        if not math.isfinite(at_0) or any(
+            not math.isclose(value, at_0 + (at_1 - at_0) * x, rel_tol=1e-12, abs_tol=1e-12)
+            for x, value in zip(p, values, strict=True)
+        ):
+            return None
+        return num_classes * at_0 + (at_1 - at_0)

@@ -1,0 +1,77 @@
+"""Losses by id."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from noisyloss._base import DEFAULTS, LOSSES, loss_class
+from noisyloss.losses.combined import APLLoss
+
+if TYPE_CHECKING:
+    from noisyloss._base import RobustLoss
+
+COMBINATIONS: dict[str, dict[str, float]] = {
+    # Ma et al., ICML 2020: alpha = beta = 1 on CIFAR-10.
+    "mae+rce": {},
+    "nce+mae": {},
+    "nce+rce": {},
+    "nfl+mae": {},
+    "nfl+rce": {},
+    "ngce+mae": {},
+    "ngce+rce": {},
+}
+"""The published sums of two losses, and their hyper-parameters on CIFAR-10 that are not the members' defaults."""
+
+
+def list_losses() -> list[str]:
+    """Return the ids of all losses, sorted; the published combinations included.
+
+    Example:
+        >>> list_losses()[:5]
+        ['ce', 'focal', 'gce', 'mae', 'mae+rce']
+    """
+    return sorted([*LOSSES, *COMBINATIONS])
+
+
+def create_loss(id: str, **hyperparameters: Any) -> RobustLoss:
+    """Return the loss with this id: the published one, with its published hyper-parameters on CIFAR-10 as defaults.
+
+    Args:
+        id: one of :func:`list_losses`, or ``"a+b"`` for the sum alpha·a + beta·b of any two single losses.
+        **hyperparameters: in place of the defaults, and the options that every loss takes. In a sum each
+            hyper-parameter goes to the members that have it; alpha and beta always belong to the sum.
+
+    Raises:
+        ValueError: if there is no such id, or a value is out of range.
+        TypeError: if no member has such a hyper-parameter.
+
+    Example:
+        >>> create_loss("nfl+rce", beta=0.1, gamma=2.0).hyperparameters
+        {'alpha': 1.0, 'beta': 0.1, 'gamma': 2.0, 'detach_modulator': False, 'A': -9.210340371976182}
+    """
+    if not isinstance(id, str):
+        raise TypeError(f"id: expected a string; got {id!r}")
+    if "+" not in id:
+        _refuse_unknown(id, hyperparameters, loss_class(id).hyperparameter_names())
+        return loss_class(id)(**hyperparameters)
+    members = [loss_class(part) for part in id.split("+")]
+    if len(members) != 2:
+        raise ValueError(f"id: expected a sum of two losses; got {id!r} (see WeightedSum for more)")
+    settings = COMBINATIONS.get(id, {}) | hyperparameters
+    of_sum = {name: settings.pop(name) for name in ("alpha", "beta", *DEFAULTS) if name in settings}
+    names = [[name for name in member.hyperparameter_names() if name not in ("alpha", "beta")] for member in members]
+    _refuse_unknown(id, settings, ["alpha", "beta", *names[0], *names[1]])
+    active, passive = (
+        member(**{name: settings[name] for name in own if name in settings})
+        for member, own in zip(members, names, strict=True)
+    )
+    return APLLoss(active, passive, **of_sum)
+
+
+def _refuse_unknown(id: str, given: dict[str, Any], known: list[str]) -> None:
+    unknown = [name for name in given if name not in known and name not in DEFAULTS]
+    if unknown:
+        raise TypeError(
+            f"{unknown[0]}: no hyper-parameter of {id!r}; it has {', '.join(dict.fromkeys(known)) or 'none'}, "
+            f"and the options {', '.join(DEFAULTS)}"
+        )

@@ -1,0 +1,179 @@
+"""Weighted sums of losses: active plus passive, and any other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from noisyloss._base import RobustLoss, check_number, loss_class, plain_member
+from noisyloss.losses.pointwise import LOG_OF_ZERO, CELoss, RCELoss
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from typing_extensions import Unpack
+
+    from noisyloss._base import Options
+    from noisyloss._log_probs import ClassFunction
+
+
+class WeightedSum(RobustLoss):
+    r"""A weighted sum of any losses; the log-probabilities are computed once for all of them.
+
+    .. math:: \ell(z, y) = \sum_i w_i\, \ell_i(z, y)
+
+    Args:
+        losses: the members, without options of their own: these belong to the whole.
+        weights: their weights, one each, at least 0.
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: the weighted sum of the members' bounds. Symmetric: where every member (of weight > 0) is.
+
+    Raises:
+        TypeError: if a member is not a loss of this package.
+        ValueError: if losses and weights differ in number, a weight is negative, or a member has its own options.
+
+    Example:
+        >>> import torch
+        >>> from noisyloss import MAELoss, NCELoss
+        >>> criterion = WeightedSum([NCELoss(), MAELoss()], [1.0, 2.0])
+        >>> criterion(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([2]))  # 1/4 + 2 * 3/4
+        tensor(1.7500)
+    """
+
+    def __init__(self, losses: Sequence[RobustLoss], weights: Sequence[float], **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        losses, weights = list(losses), list(weights)
+        if len(losses) != len(weights) or not losses:
+            raise ValueError(f"weights: expected one for each of {len(losses)} losses, at least one; got {weights!r}")
+        self.weights = [check_number(f"weights[{i}]", w, ">= 0", lambda w: w >= 0) for i, w in enumerate(weights)]
+        self.losses = nn.ModuleList(plain_member(f"losses[{i}]", loss) for i, loss in enumerate(losses))
+
+    @property
+    def sums(self) -> Sequence[ClassFunction]:  # type: ignore[override]
+        return [function for _, loss in self._parts() for function in loss.sums]
+
+    def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
+        terms, remaining = [], iter(sums)
+        for weight, loss in self._parts():
+            value = loss.per_class(log_p, [next(remaining) for _ in loss.sums])
+            terms.append(value if weight == 1 else weight * value)
+        return sum(terms[1:], terms[0])
+
+    def _parts(self) -> list[tuple[float, RobustLoss]]:
+        return list(zip(self.weights, self.losses, strict=True))  # type: ignore[arg-type]
+
+    def _bounds(self, num_classes: int) -> tuple[float, float]:
+        parts = [(w, *loss._bounds(num_classes)) for w, loss in self._parts() if w]
+        return sum(w * low for w, low, _ in parts), sum(w * high for w, _, high in parts)
+
+    def _symmetry_constant(self, num_classes: int) -> float | None:
+        constants = [(w, loss._symmetry_constant(num_classes)) for w, loss in self._parts() if w]
+        return None if any(k is None for _, k in constants) else sum(w * k for w, k in constants if k is not None)
+
+
+class _TwoTerms(WeightedSum):
+    """alpha times one loss plus beta times another."""
+
+    def __init__(
+        self, first: RobustLoss, second: RobustLoss, alpha: float, beta: float, **options: Unpack[Options]
+    ) -> None:
+        alpha = check_number("alpha", alpha, "alpha >= 0", lambda a: a >= 0)
+        beta = check_number("beta", beta, "beta >= 0", lambda b: b >= 0)
+        super().__init__([first, second], [alpha, beta], **options)
+
+    alpha = property(lambda self: self.weights[0])
+    beta = property(lambda self: self.weights[1])
+
+
+class APLLoss(_TwoTerms):
+    r"""Active passive loss: one robust loss that pulls the target up, one that pushes the other classes down.
+
+    .. math:: \ell(z, y) = \alpha\, \ell_{active}(z, y) + \beta\, \ell_{passive}(z, y)
+
+    The drop-in for :class:`torch.nn.CrossEntropyLoss` where labels are wrong. The default is the paper's NCE + RCE.
+
+    Args:
+        active: an id of :func:`list_losses` or a loss without options of its own. Default: ``"nce"``.
+        passive: likewise. Default: ``"rce"``.
+        alpha: the weight of the active loss, at least 0. Default: 1.0, the paper's on CIFAR-10 (10 on CIFAR-100).
+        beta: the weight of the passive loss, at least 0. Default: 1.0, the paper's on CIFAR-10 (0.1 on CIFAR-100).
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: :math:`[0, \alpha - \beta A]` with A = log(1e-4) for NCE + RCE. Symmetric: yes, where both members are;
+    :math:`K = \alpha - \beta A (C - 1)` for NCE + RCE.
+
+    Raises:
+        TypeError: if active or passive is neither an id nor a loss.
+        ValueError: if an id is unknown, alpha or beta is negative, or a member brings its own options.
+
+    Reference:
+        Ma et al., "Normalized Loss Functions for Deep Learning with Noisy Labels", ICML 2020.
+
+    Example:
+        >>> import torch
+        >>> criterion = APLLoss(passive="mae", beta=2.0)
+        >>> criterion(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([2]))  # 1/4 + 2 * 3/4
+        tensor(1.7500)
+    """
+
+    def __init__(
+        self,
+        active: str | RobustLoss = "nce",
+        passive: str | RobustLoss = "rce",
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        **options: Unpack[Options],
+    ) -> None:
+        active = loss_class(active)() if isinstance(active, str) else plain_member("active", active)
+        passive = loss_class(passive)() if isinstance(passive, str) else plain_member("passive", passive)
+        super().__init__(active, passive, alpha, beta, **options)
+
+    active = property(lambda self: self.losses[0])
+    passive = property(lambda self: self.losses[1])
+
+
+class SCELoss(_TwoTerms, id="sce"):
+    r"""Symmetric cross entropy: cross entropy plus reverse cross entropy.
+
+    .. math:: \ell(z, y) = -\alpha \log p_y - \beta A\,(1 - p_y)
+
+    Args:
+        alpha: the weight of cross entropy, at least 0. Default: 0.1, the paper's on CIFAR-10 (6 on CIFAR-100).
+        beta: the weight of reverse cross entropy, at least 0. Default: 1.0, the paper's on CIFAR-10 (0.1 on CIFAR-100).
+        A: stands for log 0; negative. Default: log(1e-4), see :class:`RCELoss`.
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: [0, ∞). Symmetric: no, unless alpha = 0.
+
+    Raises:
+        ValueError: if alpha or beta is negative, or A is not.
+
+    Reference:
+        Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", ICCV 2019.
+
+    Example:
+        >>> import torch
+        >>> SCELoss(A=-4)(torch.tensor([[2.0, 0.0]]), torch.tensor([1]))  # 0.1 * 2.1269 + 4 * 0.8808
+        tensor(3.7359)
+    """
+
+    examples = ({"alpha": 0.0, "beta": 1.0}, {"alpha": 6.0, "beta": 0.1})
+
+    def __init__(
+        self, alpha: float = 0.1, beta: float = 1.0, A: float = LOG_OF_ZERO, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(CELoss(), RCELoss(A), alpha, beta, **options)
+
+    A = property(lambda self: self.losses[1].A)

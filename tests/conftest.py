@@ -1,0 +1,45 @@
+"""Every loss of the registry, with every setting worth testing, as the fixture ``make_loss``."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import hypothesis
+import pytest
+import torch
+
+from noisyloss import create_loss, list_losses
+from noisyloss._base import LOSSES
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "make_loss" in metafunc.fixturenames:
+        cases = [(id, {}) for id in list_losses()]
+        cases += [(id, example) for id, cls in sorted(LOSSES.items()) for example in cls.examples]
+        metafunc.parametrize(
+            "make_loss",
+            [partial(create_loss, id, **settings) for id, settings in cases],
+            ids=[id + "".join(f",{name}={value}" for name, value in settings.items()) for id, settings in cases],
+        )
+
+
+@pytest.fixture(params=["plain", "fused"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to the class sums, whatever the size."""
+    monkeypatch.setattr("noisyloss._log_probs._FUSE_FROM", {"plain": 1 << 60, "fused": 0}[request.param])
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
