@@ -40,6 +40,13 @@ LOSSES: dict[str, type[RobustLoss]] = {}
 """Every loss class that has an id; a class enters it by ``class NewLoss(PointwiseLoss, id="new")``."""
 
 
+def check_bool(name: str, value: object) -> bool:
+    """Return ``value`` if it is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool; got {value!r}")
+    return value
+
+
 def check_number(name: str, value: object, condition: str, holds: Any) -> float:
     """Return ``value`` if it is a finite real number for which ``holds(value)``; ``condition`` says so in words."""
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -182,7 +189,7 @@ class RobustLoss(nn.Module):
         if target.shape == index_shape:
             if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
                 raise TypeError(
-                    f"target: expected integer class indices at shape {tuple(target.shape)}; got {target.dtype}"
+                    f"target: expected integers at shape {tuple(index_shape)}, class indices; got {target.dtype}"
                 )
             return True
         if target.shape == shape:
@@ -291,10 +298,10 @@ def plain_member(name: str, loss: object) -> Any:
     return loss
 
 
-def loss_class(id: str) -> type[RobustLoss]:
-    """Return the class registered under ``id``."""
+def loss_class(id: str, name: str = "id") -> type[RobustLoss]:
+    """Return the class registered under ``id``, which is the argument ``name``."""
     if id not in LOSSES:
-        raise ValueError(f"id: expected one of {', '.join(sorted(LOSSES))}; got {id!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(sorted(LOSSES))}; got {id!r}")
     return LOSSES[id]
 
 

@@ -133,8 +133,8 @@ class APLLoss(_TwoTerms):
         beta: float = 1.0,
         **options: Unpack[Options],
     ) -> None:
-        active = loss_class(active)() if isinstance(active, str) else plain_member("active", active)
-        passive = loss_class(passive)() if isinstance(passive, str) else plain_member("passive", passive)
+        active = loss_class(active, "active")() if isinstance(active, str) else plain_member("active", active)
+        passive = loss_class(passive, "passive")() if isinstance(passive, str) else plain_member("passive", passive)
         super().__init__(active, passive, alpha, beta, **options)
 
     active = property(lambda self: self.losses[0])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from noisyloss._base import PointwiseLoss, check_number
+from noisyloss._base import PointwiseLoss, check_bool, check_number
 from noisyloss._log_probs import one_minus_p
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class FocalLoss(PointwiseLoss, id="focal"):
     def __init__(self, gamma: float = 0.5, detach_modulator: bool = False, **options: Unpack[Options]) -> None:
         super().__init__(**options)
         self.gamma = check_number("gamma", gamma, "gamma >= 0", lambda g: g >= 0)
-        self.detach_modulator = bool(detach_modulator)
+        self.detach_modulator = check_bool("detach_modulator", detach_modulator)
 
     def f(self, log_p: Tensor) -> Tensor:
         modulator = one_minus_p(log_p) ** self.gamma

@@ -1,0 +1,108 @@
+"""Ids, and that a new loss needs one place: its class."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import noisyloss as nl
+from noisyloss._base import LOSSES
+
+TOY = """
+import torch
+from noisyloss import PointwiseLoss
+
+class ToyLoss(PointwiseLoss, id="toy"):
+    '''A toy: the squared error of the target's probability.'''
+
+    def f(self, log_p):
+        return {formula}
+"""
+
+
+def test_ids():
+    single = {"ce", "focal", "mae", "rce", "gce", "sce", "nce", "nfl", "nmae", "nrce", "ngce"}
+    sums = {"nce+mae", "nce+rce", "nfl+mae", "nfl+rce", "ngce+mae", "ngce+rce", "mae+rce"}
+    assert nl.list_losses() == sorted(single | sums)
+
+
+def test_an_id_gives_its_class():
+    for id, cls in LOSSES.items():
+        assert type(nl.create_loss(id)) is cls
+        assert cls.id == id
+    assert repr(nl.create_loss("nce+rce")) == repr(nl.APLLoss())
+    assert repr(nl.create_loss("ngce+mae")) == repr(nl.APLLoss("ngce", "mae"))
+
+
+def test_hyperparameters_reach_the_members_that_have_them():
+    loss = nl.create_loss("nfl+rce", alpha=2, beta=3, gamma=1, A=-4, reduction="sum")
+    expected = nl.APLLoss(nl.NFLLoss(gamma=1), nl.RCELoss(A=-4), 2, 3, reduction="sum")
+    assert repr(loss) == repr(expected)
+    both = nl.create_loss("gce+ngce", q=0.4)
+    assert (both.active.q, both.passive.q) == (0.4, 0.4)
+
+
+def test_alpha_and_beta_belong_to_the_sum():
+    loss = nl.create_loss("sce+mae", alpha=7)
+    assert (loss.alpha, loss.active.alpha) == (7, 0.1)
+    assert loss.hyperparameters == {"alpha": 7.0, "beta": 1.0, "A": nl.RCELoss().A} | {"SCELoss.alpha": 0.1}
+
+
+def test_hyperparameters_of_members_that_differ_are_both_shown():
+    assert nl.create_loss("gce+ngce").hyperparameters == {"alpha": 1.0, "beta": 1.0, "q": 0.7, "NGCELoss.q": 0.1}
+
+
+def test_defaults_are_the_published_ones():
+    assert nl.FocalLoss().gamma == nl.NFLLoss().gamma == 0.5
+    assert nl.GCELoss().q == 0.7
+    assert (nl.SCELoss().alpha, nl.SCELoss().beta) == (0.1, 1.0)
+    assert abs(nl.RCELoss().A - -9.2103) < 1e-4
+    assert (nl.APLLoss().alpha, nl.APLLoss().beta) == (1.0, 1.0)
+
+
+def test_an_id_cannot_be_taken_twice():
+    with pytest.raises(ValueError, match=r"id: 'gce' is taken by noisyloss\.losses\.pointwise\.GCELoss"):
+        type("Impostor", (nl.PointwiseLoss,), {}, id="gce")
+    assert LOSSES["gce"] is nl.GCELoss
+
+
+@pytest.mark.parametrize(
+    ("formula", "passes"),
+    [("torch.expm1(log_p) ** 2", True), ("torch.expm1(log_p.detach()) ** 2", False), ("-torch.exp(log_p)[:1]", False)],
+    ids=["right", "no gradient", "wrong shape"],
+)
+def test_a_toy_loss_of_a_few_lines_enters_the_property_suite(tmp_path, formula, passes):
+    (tmp_path / "toy.py").write_text(TOY.format(formula=formula))
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "toy", "-p", "no:cacheprovider", "-n", "0", "-x", "-k", "[toy or -toy",
+         str(Path(__file__).with_name("test_properties.py"))],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    summary = run.stdout.splitlines()[-1]
+    assert (run.returncode == 0) == passes, run.stdout[-3000:]
+    assert ("failed" in summary) != passes
+    assert "passed" in summary
+
+
+def test_the_drop_in_trains():
+    """Two Gaussian clusters, a third of the labels wrong: the swap of one line learns them."""
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.arange(600) % 2
+    x = torch.randn(600, 2, generator=generator) + 4 * clean[:, None] - 2
+    noisy = nl.noise.corrupt(clean, nl.noise.symmetric_matrix(2, 1 / 3), generator=0)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    criterion = nl.APLLoss()
+    for _ in range(100):
+        optimizer.zero_grad()
+        criterion(model(x), noisy).backward()
+        optimizer.step()
+    assert (noisy != clean).sum() == 200
+    assert (model(x).argmax(1) == clean).float().mean() > 0.97
