@@ -90,6 +90,10 @@ class FocalLoss(PointwiseLoss, id="focal"):
         modulator = one_minus_p(log_p) ** self.gamma
         return -(modulator.detach() if self.detach_modulator else modulator) * log_p
 
+    def derivative(self, log_p: Tensor) -> Tensor:
+        q = one_minus_p(log_p)
+        return q**self.gamma * ((0.0 if self.detach_modulator else self.gamma * log_p * torch.exp(log_p) / q) - 1)
+
 
 class MAELoss(PointwiseLoss, id="mae"):
     r"""Mean absolute error between the one-hot target and the probabilities, halved.
