@@ -315,6 +315,7 @@ def test_keeps_at_most_one_n_by_c_tensor_for_backward(make_loss, path, generator
     assert len(large) <= 1
 
 
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # torch 2.4 warns of its own unpickling
 def test_copies_and_pickles(make_loss, generator):
     loss = make_loss(weight=torch.rand(5, generator=generator), ignore_index=3, reduction="sum", label_smoothing=0.1)
     input, target = torch.randn(4, 5, generator=generator), torch.tensor([0, 1, 3, 4])
