@@ -144,26 +144,27 @@ class RobustLoss(nn.Module):
 
     def _values(self, input: Tensor, target: Tensor, is_index: bool) -> tuple[Tensor, Tensor | None]:
         """Return the loss of every sample, and what "mean" divides their sum by where that is not their number."""
-        log_p = log_probs(input)
         if not is_index:
-            return self._mixed(log_p, target.to(log_p.dtype)), None
+            return self._mixed(log_probs(input), target), None
         target = target.long()
         valid = target != self.ignore_index
         index = target.where(valid, 0)
         if self.label_smoothing:
+            log_p = log_probs(input)
             one_hot = torch.zeros_like(log_p).scatter(CLASS_DIM, index.unsqueeze(CLASS_DIM), 1.0)
             values = self._mixed(log_p, one_hot)
         else:
-            log_p_y, sums = target_and_sums(log_p, index, self.sums)
+            log_p_y, sums = target_and_sums(input, index, self.sums)
             values = self.per_class(log_p_y, sums).squeeze(CLASS_DIM)
         share = valid
         if self.weight is not None:
-            share = self.weight.to(log_p.dtype)[index].where(valid, 0.0)
+            share = self.weight.to(values.dtype)[index].where(valid, 0.0)
             values = values if self.label_smoothing else values * share
         return values.where(valid, 0.0), share.sum()
 
     def _mixed(self, log_p: Tensor, target: Tensor) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target."""
+        target = target.to(log_p.dtype)
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / log_p.shape[CLASS_DIM]
         if self.weight is not None:

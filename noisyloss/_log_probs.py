@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 CLASS_DIM = 1
 
-# Below this many elements the fused node's Python costs more than the second N×C buffer that it saves.
-_FUSE_FROM = 1 << 16
+_BLOCKWISE_FROM = 1 << 16  # elements; for fewer, a node written in Python costs more than it saves
+_BLOCK = 1 << 17  # elements, half a megabyte of float32
 
 
 class ClassFunction(Protocol):
@@ -55,37 +55,71 @@ def class_sums(log_p: Tensor, functions: Sequence[ClassFunction]) -> tuple[Tenso
 
 
 def target_and_sums(
-    log_p: Tensor, index: Tensor, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``log_p[y]`` and the class sums of the functions, the class axis kept."""
     index = index.unsqueeze(CLASS_DIM)
-    if functions and log_p.numel() >= _FUSE_FROM and log_p.requires_grad and not torch.compiler.is_compiling():
-        log_p_y, *sums = _TargetAndSums.apply(log_p, index, *functions)
+    if _blockwise(input):
+        log_p_y, *sums = _TargetAndSums.apply(input, index, *functions)
         return log_p_y, tuple(sums)
+    return _target_and_sums(input, index, functions)
+
+
+def _target_and_sums(
+    input: Tensor, index: Tensor, functions: Sequence[ClassFunction]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    log_p = log_probs(input)
     return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions)
 
 
+def _blockwise(input: Tensor) -> bool:
+    """Whether the node below pays; compilers and function transforms make better of the plain lines above."""
+    return (
+        input.numel() >= _BLOCKWISE_FROM
+        and input.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
 class _TargetAndSums(torch.autograd.Function):
-    """The two lines above as one node: it keeps nothing but log_p, and its backward writes a single N×C buffer."""
+    """The same as one node that keeps nothing but the input.
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(log_p: Tensor, index: Tensor, *functions: ClassFunction) -> tuple[Tensor, ...]:
-        return log_p.gather(CLASS_DIM, index), *class_sums(log_p, functions)
+    It works on blocks of rows that stay in the cache: forwards it reads the input once and writes no N×C tensor,
+    backwards it reads the input again and writes the gradient. Plain ops go through memory two to ten times as often.
+    """
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        log_p, index, *ctx.functions = inputs
-        ctx.save_for_backward(log_p, index)
+    def forward(ctx: Any, input: Tensor, index: Tensor, *functions: ClassFunction) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(input, index)
+        ctx.functions = functions
+        blocks = [_target_and_sums(input[rows], index[rows], functions) for rows in _row_blocks(input)]
+        log_p_y, sums = zip(*blocks, strict=True)
+        return torch.cat(log_p_y), *map(torch.cat, zip(*sums, strict=True))
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        log_p, index = ctx.saved_tensors
-        slopes = (g.expand_as(log_p) * f.derivative(log_p) for f, g in zip(ctx.functions, grad_sums, strict=True))
-        grad = next(slopes)
-        for slope in slopes:
-            grad = grad + slope
-        in_place = not torch.is_grad_enabled()  # neither a second derivative nor vmap may have its buffer overwritten
-        grad = grad.scatter_add_(CLASS_DIM, index, grad_y) if in_place else grad.scatter_add(CLASS_DIM, index, grad_y)
-        return grad, None, *(None for _ in ctx.functions)
+        input, index = ctx.saved_tensors
+        no_grads = (None,) * (1 + len(ctx.functions))
+        if torch.is_grad_enabled():  # for a second derivative: by plain ops, which have one
+            log_p_y, sums = _target_and_sums(input, index, ctx.functions)
+            (grad,) = torch.autograd.grad((log_p_y, *sums), input, (grad_y, *grad_sums), create_graph=True)
+            return grad, *no_grads
+        grad = torch.empty_like(input)
+        for rows in _row_blocks(input):
+            log_p = log_probs(input[rows])
+            by_log_p = None
+            for function, grad_sum in zip(ctx.functions, grad_sums, strict=True):
+                slope = grad_sum[rows].expand_as(log_p) * function.derivative(log_p)
+                by_log_p = slope if by_log_p is None else by_log_p.add_(slope)
+            by_log_p = torch.zeros_like(log_p) if by_log_p is None else by_log_p
+            by_log_p.scatter_add_(CLASS_DIM, index[rows], grad_y[rows])
+            grad[rows] = torch.ops.aten._log_softmax_backward_data(by_log_p, log_p, CLASS_DIM, log_p.dtype)
+        return grad, *no_grads
+
+
+def _row_blocks(input: Tensor) -> list[slice]:
+    """Slices of rows that fit into a core's cache together; one slice where there is no such cache to fit into."""
+    rows = max(1, _BLOCK * input.shape[0] // input.numel()) if input.device.type == "cpu" else input.shape[0]
+    return [slice(start, start + rows) for start in range(0, input.shape[0], rows)]

@@ -28,10 +28,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
-@pytest.fixture(params=["plain", "fused"])
+@pytest.fixture(params=["plain", "blockwise"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to the class sums, whatever the size."""
-    monkeypatch.setattr("noisyloss._log_probs._FUSE_FROM", {"plain": 1 << 60, "fused": 0}[request.param])
+    """Both ways to the log-probabilities, whatever the size."""
+    monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", {"plain": 1 << 60, "blockwise": 1}[request.param])
+    monkeypatch.setattr("noisyloss._log_probs._BLOCK", 11)  # two rows or so
     return request.param
 
 

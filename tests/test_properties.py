@@ -211,8 +211,9 @@ def test_both_paths_agree(make_loss, monkeypatch, generator):
     input = (4 * torch.randn(20, 7, generator=generator)).requires_grad_()
     target = torch.randint(7, (20,), generator=generator)
     grads = []
-    for fuse_from in (0, 1 << 60):
-        monkeypatch.setattr("noisyloss._log_probs._FUSE_FROM", fuse_from)
+    monkeypatch.setattr("noisyloss._log_probs._BLOCK", 20)
+    for threshold in (1, 1 << 60):
+        monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", threshold)
         value = make_loss()(input, target)
         grads.append(torch.stack([value, *torch.autograd.grad(value, input)[0].flatten()]))
     assert grads[0].std() > 0
