@@ -121,6 +121,10 @@ class RobustLoss(nn.Module):
             "label_smoothing", label_smoothing, "0 <= label_smoothing <= 1", lambda s: 0 <= s <= 1
         )
 
+    if TYPE_CHECKING:  # to type checkers, the call of an nn.Module gives Any
+
+        def __call__(self, input: Tensor, target: Tensor) -> Tensor: ...
+
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         """Return ``loss(z, k)``, where ``log_p`` holds the log-probabilities of the classes k: all, or the target's.
 
@@ -319,6 +323,10 @@ class PointwiseLoss(RobustLoss):
     def derivative(self, log_p: Tensor) -> Tensor | float:
         """Return ``df / dlog_p`` elementwise; a float where it is constant."""
         return elementwise_derivative(self, log_p)
+
+    if TYPE_CHECKING:  # to type checkers, the call of an nn.Module gives Any
+
+        def __call__(self, input: Tensor, target: Tensor) -> Tensor: ...
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor] = ()) -> Tensor:
         """Return ``f(log_p)``."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from noisyloss._base import Options
     from noisyloss._log_probs import ClassFunction
 
+__all__ = ["APLLoss", "SCELoss", "WeightedSum"]
+
 
 class WeightedSum(RobustLoss):
     r"""A weighted sum of any losses; the log-probabilities are computed once for all of them.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from noisyloss._base import Options
 
+__all__ = ["NCELoss", "NFLLoss", "NGCELoss", "NMAELoss", "NRCELoss", "Normalized"]
+
 
 class Normalized(RobustLoss):
     r"""The normalised form of any pointwise loss f.

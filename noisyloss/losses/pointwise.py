@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from noisyloss._base import Options
 
+__all__ = ["CELoss", "FocalLoss", "GCELoss", "MAELoss", "RCELoss"]
+
 LOG_OF_ZERO = math.log(1e-4)
 """What the published code of SCE and APL uses for log 0."""
 

@@ -43,7 +43,7 @@ def corrupt(
         exact: flip an exact number of labels per class, or draw each label independently. Default: True.
 
     Returns:
-        The noisy labels: a new object of the type, dtype, shape and device of ``targets``, which is left as it is.
+        A new object of the type, dtype, shape and device of ``targets``, which is left as it is, with the noisy labels.
 
     Raises:
         TypeError: ``targets`` is no list, array or tensor of integers, ``matrix`` does not hold real numbers, or
