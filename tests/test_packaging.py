@@ -202,3 +202,24 @@ def test_python_blocks_are_doctests(page: str) -> None:
     blocks = re.findall(r"^ *```python\n(.*?)^ *```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
     assert [block for block in blocks if not block.lstrip().startswith(">>> ")] == []
     assert [block for block in blocks if not block.endswith("\n\n")] == []  # else doctest takes the fence for output
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    "results", sorted(ROOT.glob("benchmarks/results/*/results.jsonl")), ids=lambda p: p.parent.name
+)
+def test_the_tables_shown_are_those_of_the_committed_rows(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    harness = importlib.import_module("harness")
+    rows = harness.read_rows(results)
+    harness.report(rows, tmp_path)
+    tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(tables) > 2
+    for page in ("README.md", "docs/benchmarks.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert [line for line in tables if line not in text] == []
+    for row in rows:
+        assert all(row[field] for field in ("command", "commit", "torch", "device"))
+    assert {path.name for path in results.parent.glob("*.png")} == {path.name for path in tmp_path.glob("*.png")}
