@@ -210,3 +210,15 @@ def test_bounds_of_normalized_anything_are_valid(loss, generator):
 )
 def test_symmetry_constants_by_hand(loss, constant):
     assert loss.symmetry_constant(10) == (None if constant is None else pytest.approx(constant))
+
+
+def test_the_log_softmax_is_computed_once_whatever_the_number_of_members(monkeypatch, generator):
+    calls = []
+    plain = torch.nn.functional.log_softmax
+    monkeypatch.setattr("torch.nn.functional.log_softmax", lambda *a, **kw: calls.append(a) or plain(*a, **kw))
+    loss = WeightedSum([create_loss(id) for id in list_losses()], [1.0] * len(list_losses()))
+    input, soft = torch.randn(4, 5, generator=generator), torch.rand(4, 5, generator=generator)
+    for target in (torch.tensor([0, 1, 2, 3]), soft):
+        calls.clear()
+        loss(input, target)
+        assert len(calls) == 1
