@@ -320,6 +320,10 @@ class PointwiseLoss(RobustLoss):
         """Return the loss of a target with log-probability ``log_p``, elementwise."""
         raise NotImplementedError
 
+    def class_sum(self, log_p: Tensor) -> Tensor:
+        """Return ``sum_k f(log_p[k])``, the class axis kept."""
+        return self.f(log_p).sum(CLASS_DIM, keepdim=True)
+
     def derivative(self, log_p: Tensor) -> Tensor | float:
         """Return ``df / dlog_p`` elementwise; a float where it is constant."""
         return elementwise_derivative(self, log_p)

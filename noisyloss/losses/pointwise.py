@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noisyloss._base import PointwiseLoss, check_bool, check_number
-from noisyloss._log_probs import one_minus_p
+from noisyloss._log_probs import CLASS_DIM, one_minus_p
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +47,9 @@ class CELoss(PointwiseLoss, id="ce"):
 
     def f(self, log_p: Tensor) -> Tensor:
         return -log_p
+
+    def class_sum(self, log_p: Tensor) -> Tensor:
+        return -log_p.sum(CLASS_DIM, keepdim=True)
 
     def derivative(self, log_p: Tensor) -> float:
         return -1.0
