@@ -97,7 +97,8 @@ class FocalLoss(PointwiseLoss, id="focal"):
 
     def derivative(self, log_p: Tensor) -> Tensor:
         q = one_minus_p(log_p)
-        return q**self.gamma * ((0.0 if self.detach_modulator else self.gamma * log_p * torch.exp(log_p) / q) - 1)
+        modulated = 0.0 if self.detach_modulator else self.gamma * log_p * (1 / q - 1)
+        return q**self.gamma * (modulated - 1)
 
 
 class MAELoss(PointwiseLoss, id="mae"):
