@@ -183,14 +183,15 @@ class RobustLoss(nn.Module):
         if not input.is_floating_point():
             raise TypeError(f"input: expected floating point logits; got {input.dtype}")
         shape = input.shape
-        if not shape or shape[min(CLASS_DIM, len(shape) - 1)] < 2:
+        class_dim = min(CLASS_DIM, len(shape) - 1)
+        if not shape or shape[class_dim] < 2:
             raise ValueError(
                 f"input: expected shape (C), (N, C) or (N, C, d1, ...) with C >= 2 classes; got {tuple(shape)}"
             )
-        num_classes = shape[0] if len(shape) == 1 else shape[CLASS_DIM]
+        num_classes = shape[class_dim]
         if self.weight is not None and self.weight.shape[0] != num_classes:
             raise ValueError(f"weight: expected one entry for each of {num_classes} classes; got {len(self.weight)}")
-        index_shape = shape[:-1] if len(shape) == 1 else shape[:CLASS_DIM] + shape[CLASS_DIM + 1 :]
+        index_shape = shape[:class_dim] + shape[class_dim + 1 :]
         if target.shape == index_shape:
             if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
                 raise TypeError(
@@ -327,10 +328,6 @@ class PointwiseLoss(RobustLoss):
     def derivative(self, log_p: Tensor) -> Tensor | float:
         """Return ``df / dlog_p`` elementwise; a float where it is constant."""
         return elementwise_derivative(self, log_p)
-
-    if TYPE_CHECKING:  # to type checkers, the call of an nn.Module gives Any
-
-        def __call__(self, input: Tensor, target: Tensor) -> Tensor: ...
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor] = ()) -> Tensor:
         """Return ``f(log_p)``."""

@@ -191,6 +191,13 @@ def test_bounds_of_normalized_anything_are_valid(loss, generator):
             assert values.min() == pytest.approx(low)
 
 
+@pytest.mark.parametrize("loss", [_Concave(), _Sigmoid()], ids=["concave", "sigmoid"])
+def test_a_loss_without_a_closed_form_derivative_can_be_normalized(loss, path, generator):
+    input = torch.randn(5, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(Normalized(loss), (input, torch.tensor([0, 1, 2, 3, 0])))
+    assert torch.autograd.gradgradcheck(Normalized(loss), (input, torch.tensor([0, 1, 2, 3, 0])))
+
+
 @pytest.mark.parametrize(
     ("loss", "constant"),
     [
