@@ -93,12 +93,14 @@ class FocalLoss(PointwiseLoss, id="focal"):
 
     def f(self, log_p: Tensor) -> Tensor:
         modulator = one_minus_p(log_p) ** self.gamma
-        return -(modulator.detach() if self.detach_modulator else modulator) * log_p
+        return (modulator.detach() if self.detach_modulator else modulator) * -log_p
 
     def derivative(self, log_p: Tensor) -> Tensor:
         q = one_minus_p(log_p)
-        modulated = 0.0 if self.detach_modulator else self.gamma * log_p * (1 / q - 1)
-        return q**self.gamma * (modulated - 1)
+        modulator = q**self.gamma
+        if self.detach_modulator:
+            return -modulator
+        return modulator.mul_(torch.div(log_p, q, out=q).sub_(log_p).mul_(self.gamma).sub_(1))
 
 
 class MAELoss(PointwiseLoss, id="mae"):
