@@ -7,34 +7,45 @@ import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from noisyloss._log_probs import (
     CLASS_DIM,
     ClassFunction,
+    at_least_float32,
     class_sums,
     elementwise_derivative,
     log_probs,
     target_and_sums,
+    unlearned,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 Reduction = Literal["none", "mean", "sum"]
+LogitBias = float | Literal["auto", "fading"]
 
 
 class Options(TypedDict, total=False):
-    """The options of :class:`torch.nn.CrossEntropyLoss`, which every loss takes and which mean what they mean there."""
+    """The options of :class:`torch.nn.CrossEntropyLoss`, which mean what they mean there, and the logit bias."""
 
     weight: Tensor | None
     ignore_index: int
     reduction: Reduction
     label_smoothing: float
+    logit_bias: LogitBias
 
 
-DEFAULTS: dict[str, Any] = {"weight": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0}
+DEFAULTS: dict[str, Any] = {
+    "weight": None,
+    "ignore_index": -100,
+    "reduction": "mean",
+    "label_smoothing": 0.0,
+    "logit_bias": 0.0,
+}
 
 LOSSES: dict[str, type[RobustLoss]] = {}
 """Every loss class that has an id; a class enters it by ``class NewLoss(PointwiseLoss, id="new")``."""
@@ -71,6 +82,13 @@ class RobustLoss(nn.Module):
         reduction: ``"mean"`` (as in :class:`torch.nn.CrossEntropyLoss`: over the sum of the targets' weights for class
             indices, over the number of samples for probabilities), ``"sum"`` or ``"none"``. Default: ``"mean"``.
         label_smoothing: the share of the uniform distribution in the target, in [0, 1]. Default: 0.0.
+        logit_bias: added to the logit of the target's class while training, at least 0: the loss is that of the logits
+            :math:`z + \varepsilon\, t`. It moves a network that knows nothing to where a robust loss has its gradient,
+            and takes part of the robustness away. ``"auto"``: :math:`\log(C - 1)`, which puts the uniform prediction
+            at :math:`p_y = 1/2`. ``"fading"``: as much, times :math:`(1 - i^2)^4` sample by sample, where i in [0, 1]
+            is what the prediction says of its sample, its KL divergence from the mean prediction of the batch over
+            :math:`\log \min(N, C)`: it ends by itself where the network has learned. It acts while the loss is in
+            training mode and gradients are recorded, so not under :func:`torch.no_grad`. Default: 0.0.
 
     Shape:
         - input: logits of shape (C), (N, C) or (N, C, d1, ..., dK), with C at least 2. float16 and bfloat16 are
@@ -103,6 +121,7 @@ class RobustLoss(nn.Module):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
+        logit_bias: LogitBias = 0.0,
     ) -> None:
         super().__init__()
         if weight is not None:
@@ -120,6 +139,11 @@ class RobustLoss(nn.Module):
         self.label_smoothing = check_number(
             "label_smoothing", label_smoothing, "0 <= label_smoothing <= 1", lambda s: 0 <= s <= 1
         )
+        if isinstance(logit_bias, str) and logit_bias not in ("auto", "fading"):
+            raise ValueError(f"logit_bias: expected a number >= 0, 'auto' or 'fading'; got {logit_bias!r}")
+        self.logit_bias: LogitBias = logit_bias
+        if not isinstance(logit_bias, str):
+            self.logit_bias = check_number("logit_bias", logit_bias, "logit_bias >= 0", lambda e: e >= 0)
 
     if TYPE_CHECKING:  # to type checkers, the call of an nn.Module gives Any
 
@@ -149,16 +173,16 @@ class RobustLoss(nn.Module):
     def _values(self, input: Tensor, target: Tensor, is_index: bool) -> tuple[Tensor, Tensor | None]:
         """Return the loss of every sample, and what "mean" divides their sum by where that is not their number."""
         if not is_index:
-            return self._mixed(log_probs(input), target), None
+            return self._mixed(input, target, self._bias(input)), None
         target = target.long()
         valid = target != self.ignore_index
         index = target.where(valid, 0)
+        bias = self._bias(input, valid)
         if self.label_smoothing:
-            log_p = log_probs(input)
-            one_hot = torch.zeros_like(log_p).scatter(CLASS_DIM, index.unsqueeze(CLASS_DIM), 1.0)
-            values = self._mixed(log_p, one_hot)
+            one_hot = torch.zeros_like(input).scatter(CLASS_DIM, index.unsqueeze(CLASS_DIM), 1.0)
+            values = self._mixed(input, one_hot, bias)
         else:
-            log_p_y, sums = target_and_sums(input, index, self.sums)
+            log_p_y, sums = target_and_sums(input, index, bias, self.sums)
             values = self.per_class(log_p_y, sums).squeeze(CLASS_DIM)
         share = valid
         if self.weight is not None:
@@ -166,11 +190,23 @@ class RobustLoss(nn.Module):
             values = values if self.label_smoothing else values * share
         return values.where(valid, 0.0), share.sum()
 
-    def _mixed(self, log_p: Tensor, target: Tensor) -> Tensor:
+    def _bias(self, input: Tensor, valid: Tensor | None = None) -> Tensor | None:
+        """Return the logit bias of every sample, as far as it acts, to be broadcast over the classes."""
+        if not (self.logit_bias and self.training and torch.is_grad_enabled()):
+            return None
+        bias = input.new_full((), self._largest_bias(input.shape[CLASS_DIM]), dtype=at_least_float32(input))
+        return bias * (1 - (1 - unlearned(input, valid)) ** 2) ** 4 if self.logit_bias == "fading" else bias
+
+    def _largest_bias(self, num_classes: int) -> float:
+        return math.log(num_classes - 1) if isinstance(self.logit_bias, str) else self.logit_bias
+
+    def _mixed(self, input: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target."""
-        target = target.to(log_p.dtype)
+        input = input.to(at_least_float32(input))
+        target = target.to(input.dtype)
         if self.label_smoothing:
-            target = target * (1 - self.label_smoothing) + self.label_smoothing / log_p.shape[CLASS_DIM]
+            target = target * (1 - self.label_smoothing) + self.label_smoothing / input.shape[CLASS_DIM]
+        log_p = log_probs(input if bias is None else input + bias * target)
         if self.weight is not None:
             target = target * self.weight.to(log_p.dtype).view(-1, *(1,) * (log_p.dim() - 2))
         return (target * self.per_class(log_p, class_sums(log_p, self.sums))).sum(CLASS_DIM)
@@ -225,7 +261,26 @@ class RobustLoss(nn.Module):
         """Return the K with ``sum_k loss(z, k) = K`` for all logits z, or None where there is none."""
         weights = self._class_weights(num_classes)
         constant = self._symmetry_constant(num_classes)
-        return None if constant is None or len(weights) > 1 else weights[0] * constant
+        if constant is None or len(weights) > 1 or self._largest_bias(num_classes):
+            return None
+        return weights[0] * constant
+
+    def class_sum_range(self, num_classes: int) -> tuple[float, float]:
+        r"""Return ``(low, high)`` between which ``sum_k loss(z, k)`` lies for all z; both are K where it is constant.
+
+        It bounds what symmetric noise of rate :math:`\eta < (C-1)/C` can do to a loss that is not symmetric: the clean
+        risk of the noisy risk's minimiser exceeds the least one by at most
+        :math:`\frac{\eta}{C-1} (high - low) / (1 - \frac{\eta C}{C-1})`.
+        """
+        constant = self.symmetry_constant(num_classes)
+        if constant is not None:
+            return constant, constant
+        weights = self._class_weights(num_classes)
+        if len(weights) == 1:
+            low, high = self._class_sum_range(num_classes, self._largest_bias(num_classes))
+            return (weights[0] * low, weights[0] * high) if weights[0] else (0.0, 0.0)
+        low, high = self.bounds(num_classes)
+        return num_classes * low, num_classes * high
 
     def noise_tolerance(self, num_classes: int) -> float:
         r"""Return the rate of symmetric label noise below which the minimiser of the clean risk provably stays.
@@ -241,6 +296,12 @@ class RobustLoss(nn.Module):
 
     def _symmetry_constant(self, num_classes: int) -> float | None:
         return None
+
+    def _class_sum_range(self, num_classes: int, bias: float) -> tuple[float, float]:
+        """Return the range of the sum under every logit bias from 0 to this; a bias only lowers a loss."""
+        constant = self._symmetry_constant(num_classes)
+        low, high = (num_classes * end for end in self._bounds(num_classes))
+        return (constant if not bias else low, constant) if constant is not None else (low, high)
 
     def _class_weights(self, num_classes: int) -> list[float]:
         """Return the distinct class weights."""
@@ -283,6 +344,16 @@ class RobustLoss(nn.Module):
 
 def _members(value: object) -> list[RobustLoss]:
     return [m for m in (value if isinstance(value, nn.ModuleList) else [value]) if isinstance(m, RobustLoss)]
+
+
+def convex_envelope(f: Callable[[Sequence[float]], list[float]], x: float) -> float:
+    """Return the least value at x of all chords of f over [0, 1], those of length 0 included."""
+    grid = np.linspace(0, 1, 513)
+    left, right = grid[grid < x], grid[grid > x, None]
+    f_x, *values = np.array(f([x, *grid]))
+    share = (x - left) / (right - left)
+    chords = (1 - share) * np.array(values)[grid < x] + share * np.array(values)[grid > x, None]
+    return float(min(f_x, chords.min(initial=np.inf)))
 
 
 def _show(value: object) -> str:
@@ -341,6 +412,17 @@ class PointwiseLoss(RobustLoss):
     def _bounds(self, num_classes: int) -> tuple[float, float]:
         low, high = self.at([1.0, 0.0])
         return low, high
+
+    def _class_sum_range(self, num_classes: int, bias: float) -> tuple[float, float]:
+        """Return Jensen's bounds, by the convex envelope of the biased f and the concave one of f."""
+
+        def biased(p: Sequence[float]) -> list[float]:
+            odds = math.exp(bias)
+            return self.at([odds * x / (1 + (odds - 1) * x) for x in p])
+
+        uniform = 1 / num_classes
+        high = -convex_envelope(lambda p: [-value for value in self.at(p)], uniform)
+        return num_classes * convex_envelope(biased, uniform), num_classes * high
 
     def _symmetry_constant(self, num_classes: int) -> float | None:
         """Return sum_k f, which is constant on the simplex just where f is affine in p (with 3 classes and more)."""

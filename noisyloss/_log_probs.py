@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -35,10 +36,10 @@ class ClassFunction(Protocol):
 
 def log_probs(input: Tensor) -> Tensor:
     """Log-softmax over the classes, in float32 at least: half a dozen digits are too few for log-probabilities."""
-    return F.log_softmax(input, CLASS_DIM, dtype=_at_least_float32(input))
+    return F.log_softmax(input, CLASS_DIM, dtype=at_least_float32(input))
 
 
-def _at_least_float32(input: Tensor) -> torch.dtype:
+def at_least_float32(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32)
 
 
@@ -62,21 +63,44 @@ def class_sums(log_p: Tensor, functions: Sequence[ClassFunction]) -> tuple[Tenso
 
 
 def target_and_sums(
-    input: Tensor, index: Tensor, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """``log_p[y]`` and the class sums of the functions, the class axis kept."""
+    """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
     index = index.unsqueeze(CLASS_DIM)
+    if bias is not None:
+        bias = bias.expand(index.shape)
     if _blockwise(input):
-        log_p_y, *sums = _TargetAndSums.apply(input, index, *functions)
+        log_p_y, *sums = _TargetAndSums.apply(input, index, bias, *functions)
         return log_p_y, tuple(sums)
-    return _target_and_sums(input, index, functions)
+    return _target_and_sums(input, index, bias, functions)
 
 
 def _target_and_sums(
-    input: Tensor, index: Tensor, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    if bias is not None:
+        input = input.to(bias.dtype).scatter_add(CLASS_DIM, index, bias)
     log_p = log_probs(input)
     return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions)
+
+
+@torch.no_grad()
+def unlearned(input: Tensor, valid: Tensor | None) -> Tensor:
+    """How little every prediction says of its sample: 1 if all are the same, 0 if they are sure and differ.
+
+    ``1 - KL(p, mean p) / log min(N, C)``, the class axis kept, with the mean over the valid samples. Sureness alone
+    would not do: a network that is sure of one class whatever the sample has learned nothing.
+    """
+    log_p = log_probs(input)
+    p = log_p.exp()
+    samples = [dim for dim in range(p.dim()) if dim != CLASS_DIM]
+    if valid is None:
+        mean = p.mean(samples, keepdim=True)
+    else:
+        mean = p.where(valid.unsqueeze(CLASS_DIM), 0.0).sum(samples, keepdim=True) / valid.sum()
+    information = (p * (log_p - mean.clamp(min=torch.finfo(p.dtype).tiny).log())).sum(CLASS_DIM, keepdim=True)
+    most = math.log(max(2, min(p.shape[CLASS_DIM], p.numel() // p.shape[CLASS_DIM])))
+    return (1 - information / most).clamp(0, 1)
 
 
 def _blockwise(input: Tensor) -> bool:
@@ -97,23 +121,30 @@ class _TargetAndSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, index: Tensor, *functions: ClassFunction) -> tuple[Tensor, ...]:
-        log_p = torch.empty(input.shape, dtype=_at_least_float32(input), device=input.device)
+    def forward(
+        ctx: Any, input: Tensor, index: Tensor, bias: Tensor | None, *functions: ClassFunction
+    ) -> tuple[Tensor, ...]:
+        log_p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
         blocks = []
         for rows in _row_blocks(input):
             block = log_p[rows]
-            torch.log_softmax(input[rows], CLASS_DIM, dtype=log_p.dtype, out=block)
+            logits = (
+                input[rows]
+                if bias is None
+                else block.copy_(input[rows]).scatter_add_(CLASS_DIM, index[rows], bias[rows])
+            )
+            torch.log_softmax(logits, CLASS_DIM, dtype=log_p.dtype, out=block)
             blocks.append((block.gather(CLASS_DIM, index[rows]), *class_sums(block, functions)))
-        ctx.save_for_backward(input, index, log_p)
+        ctx.save_for_backward(input, index, bias, log_p)
         ctx.functions = functions
         return tuple(map(torch.cat, zip(*blocks, strict=True)))
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        input, index, log_p = ctx.saved_tensors
-        no_grads = (None,) * (1 + len(ctx.functions))
+        input, index, bias, log_p = ctx.saved_tensors
+        no_grads = (None,) * (2 + len(ctx.functions))
         if torch.is_grad_enabled():  # for a second derivative: by plain ops, which have one
-            log_p_y, sums = _target_and_sums(input, index, ctx.functions)
+            log_p_y, sums = _target_and_sums(input, index, bias, ctx.functions)
             (grad,) = torch.autograd.grad((log_p_y, *sums), input, (grad_y, *grad_sums), create_graph=True)
             return grad, *no_grads
         grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)

@@ -74,6 +74,10 @@ class WeightedSum(RobustLoss):
         parts = [(w, *loss._bounds(num_classes)) for w, loss in self._parts() if w]
         return sum(w * low for w, low, _ in parts), sum(w * high for w, _, high in parts)
 
+    def _class_sum_range(self, num_classes: int, bias: float) -> tuple[float, float]:
+        parts = [(w, *loss._class_sum_range(num_classes, bias)) for w, loss in self._parts() if w]
+        return sum(w * low for w, low, _ in parts), sum(w * high for w, _, high in parts)
+
     def _symmetry_constant(self, num_classes: int) -> float | None:
         constants = [(w, loss._symmetry_constant(num_classes)) for w, loss in self._parts() if w]
         return None if any(k is None for _, k in constants) else sum(w * k for w, k in constants if k is not None)

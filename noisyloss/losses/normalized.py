@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from noisyloss._base import PointwiseLoss, RobustLoss, plain_member
+from noisyloss._base import PointwiseLoss, RobustLoss, convex_envelope, plain_member
 from noisyloss.losses.pointwise import LOG_OF_ZERO, CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
 
 if TYPE_CHECKING:
@@ -78,17 +76,8 @@ class Normalized(RobustLoss):
         at_1, at_0 = self.loss.at([1.0, 0.0])
         if math.isinf(at_0):
             return 0.0, 1.0
-        rest = (num_classes - 1) * self._convex_envelope(1 / (num_classes - 1))
+        rest = (num_classes - 1) * convex_envelope(self.loss.at, 1 / (num_classes - 1))
         return at_1 / (at_1 + (num_classes - 1) * at_0), at_0 / (at_0 + rest)
-
-    def _convex_envelope(self, x: float) -> float:
-        """Return the least value at x of all chords of f, those of length 0 included."""
-        grid = np.linspace(0, 1, 513)
-        left, right = grid[grid < x], grid[grid > x, None]
-        f_x, *f = np.array(self.loss.at([x, *grid]))
-        f_left, f_right = np.array(f)[grid < x], np.array(f)[grid > x, None]
-        chords = f_left + (f_right - f_left) * (x - left) / (right - left)
-        return float(min(f_x, chords.min(initial=np.inf)))
 
     def _symmetry_constant(self, num_classes: int) -> float:
         return 1.0
