@@ -295,13 +295,11 @@ def _train(run: Row, setup: Setup, checkpoint: Path) -> None:
         model = setup.models[run["model"]]()
     model = model.to(device, memory_format=torch.channels_last)
     criterion = create_loss(run["loss"], **run["given"]).to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe["lr"],
-        momentum=recipe["momentum"],
-        weight_decay=recipe["weight_decay"],
-        fused=device.type in ("cpu", "cuda"),
-    )
+    settings = {"lr": recipe["lr"], "weight_decay": recipe["weight_decay"], "fused": device.type in ("cpu", "cuda")}
+    if recipe["optimizer"] == "adamw":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), **settings)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), momentum=recipe["momentum"], **settings)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe["precision"] == "fp16")
     stateful = {"model": model, "criterion": criterion, "optimizer": optimizer, "scaler": scaler}
 
@@ -475,7 +473,7 @@ def report(rows: Iterable[Row], out: Path, published: Callable[[Row], str] | Non
             if curve not in finished:
                 row = curve[-1]
                 print(
-                    f"unfinished: {_label(row, curves)} {row['noise']} seed {row['seed']}, "
+                    f"unfinished: {loss_label(row, [c[0] for c in curves])} {row['noise']} seed {row['seed']}, "
                     f"epoch {row['epoch']}: {row['test_accuracy']:.2f}"
                 )
         for noise in dict.fromkeys(curve[0]["noise"] for curve in curves):
@@ -506,13 +504,14 @@ def _by_loss(curves: Sequence[list[Row]]) -> dict[tuple[str, str], list[list[Row
     """Return the curves that differ in the seed only, under (noise, label of the loss)."""
     cells: dict[tuple[str, str], list[list[Row]]] = {}
     for curve in curves:
-        cells.setdefault((curve[0]["noise"], _label(curve[0], curves)), []).append(curve)
+        label = loss_label(curve[0], [curve[0] for curve in curves])
+        cells.setdefault((curve[0]["noise"], label), []).append(curve)
     return cells
 
 
-def _label(row: Row, curves: Sequence[list[Row]]) -> str:
-    """Return the id, and those hyper-parameters that differ among the runs with this id."""
-    others = [curve[0]["hyperparameters"] for curve in curves if curve[0]["loss"] == row["loss"]]
+def loss_label(row: Row, rows: Sequence[Row]) -> str:
+    """Return the id, and those hyper-parameters that differ among the rows with this id."""
+    others = [other["hyperparameters"] for other in rows if other["loss"] == row["loss"]]
     mine = row["hyperparameters"]
     return row["loss"] + _in_brackets({k: v for k, v in mine.items() if any(o.get(k) != v for o in others)})
 
@@ -527,17 +526,23 @@ def _table(curves: Sequence[list[Row]], published: Callable[[Row], str] | None) 
     for (noise, label), cell in _by_loss(curves).items():
         last = [curve[-1] for curve in cell]
         best = [max(row["test_accuracy"] for row in curve) for curve in cell]
-        line = [noise, label, _mean_std([row["test_accuracy"] for row in last]), _mean_std(best)]
-        line += [_mean_std([row["memorised"] for row in last if row["memorised"] is not None]), str(len(cell))]
+        line = [noise, label, mean_std([row["test_accuracy"] for row in last]), mean_std(best)]
+        line += [mean_std([row["memorised"] for row in last if row["memorised"] is not None]), str(len(cell))]
         lines.append(line + ([published(last[0])] if published else []))
+    return table(lines)
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; the first line is its head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
+    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
     return "\n".join(
         f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |" for line in lines
     )
 
 
-def _mean_std(values: Sequence[float]) -> str:
+def mean_std(values: Sequence[float]) -> str:
+    """Return the mean, with the standard deviation of more than one value; a dash for none."""
     if not values:
         return "-"
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""

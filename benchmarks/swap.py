@@ -1,0 +1,230 @@
+"""Swap it in for cross entropy, change nothing else: does it train, and what does it gain?
+
+    python benchmarks/swap.py                           # digits and synthetic clusters of 10, 100 and 1000 classes
+    python benchmarks/swap.py --tasks cifar10           # the real images, hours on a CPU
+
+Networks, optimizers and schedules are those one would use with cross entropy; only the loss differs. Two numbers
+matter. *Regret*: cross entropy's accuracy minus the loss's, on clean labels and on short schedules, where robustness
+has nothing to win. *Gain*: the loss's minus cross entropy's on noisy labels at the end of long schedules, where cross
+entropy has memorised. A grid over tasks, models, optimizers, epochs and noise; every option below keeps a part of it.
+What is done is skipped, what was killed goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cifar10 import cifar10, cnn4, cnn4bn, load
+from digits import digits, mlp
+from harness import (
+    NOISE_KINDS,
+    Row,
+    Setup,
+    Task,
+    at_least,
+    check,
+    device_name,
+    loss_label,
+    make_runs,
+    mean_std,
+    parse_loss,
+    read_rows,
+    shell_command,
+    table,
+    train_all,
+)
+from torch import nn
+
+OPTIMIZERS = {
+    "sgd:0.1": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
+    "sgd:0.01": {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
+    "adamw:0.001": {"optimizer": "adamw", "lr": 1e-3, "momentum": None, "weight_decay": 1e-2},
+}
+LOSSES = ["ce", "gce", "nce+rce", "nce+rce:logit_bias=auto", "nce+rce:logit_bias=fading"]
+NOISES = ["clean", "symmetric:0.4", "symmetric:0.8", "asymmetric:0.4"]
+SHORT = 10  # epochs, at most
+MEMORISED = 50  # per cent of the wrong labels, at least: here cross entropy has had the time
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A task with what is trained on it."""
+
+    task: Callable[[argparse.Namespace], Task]
+    models: Mapping[str, Callable[[], nn.Module]]
+    epochs: Sequence[int]
+    recipe: Mapping[str, object]
+    noises: Sequence[str] = tuple(NOISES)
+
+
+def plain_mlp(inputs: int = 64, classes: int = 10) -> nn.Module:
+    """Two hidden layers of 256, without batch norm."""
+    hidden = [nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.Linear(256, classes))
+
+
+def clusters(classes: int) -> Task:
+    """10,000 points to train on and 5,000 to test with around as many random centres as there are classes."""
+    generator = torch.Generator().manual_seed(classes)
+    centres = torch.randn(classes, 64, generator=generator)
+    targets = torch.arange(15_000) % classes
+    points = centres[targets] + 0.9 * torch.randn(15_000, 64, generator=generator)
+    return Task(
+        name=f"clusters{classes}",
+        num_classes=classes,
+        mapping={k: (k + 1) % classes for k in range(0, classes, 2)},
+        train_targets=targets[:10_000],
+        test_targets=targets[10_000:],
+        train_inputs=lambda index: points[index],
+        test_inputs=lambda index: points[10_000 + index],
+        epoch_inputs=lambda order, generator: (points[index] for index in order),
+    )
+
+
+SMALL = {"l1": 0.0, "batch_size": 64, "clip": None, "precision": "fp32"}
+SUITES = {
+    "digits": Suite(lambda args: digits(), {"mlp": mlp, "mlp-plain": plain_mlp}, (5, 100), SMALL),
+    **{
+        f"clusters{classes}": Suite(
+            lambda args, classes=classes: clusters(classes),
+            {"mlp-plain": functools.partial(plain_mlp, classes=classes)},
+            (5, 30),
+            SMALL,
+            ("clean", "symmetric:0.4"),
+        )
+        for classes in (10, 100, 1000)
+    },
+    "cifar10": Suite(
+        lambda args: cifar10(*load(args.data), torch.device("cpu")),
+        {"cnn4": cnn4, "cnn4bn": cnn4bn},
+        (5, 30),
+        {"l1": 0.0, "batch_size": 128, "clip": 5.0, "precision": "bf16"},
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is not there yet, then print the table."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noisyloss"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", default=Path("out/swap"), help="of rows (default: %(default)s)")
+    add("--data", type=Path, metavar="DIR", default=cache, help="with cifar-10-batches-py (default: %(default)s)")
+    add("--tasks", nargs="+", choices=SUITES, default=[name for name in SUITES if name != "cifar10"])
+    add("--models", nargs="+", metavar="NAME", help="default: all of the task")
+    add("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    add("--epochs", nargs="+", metavar="N", type=at_least(1), help="default: a short and a long schedule")
+    add("--noise", nargs="+", choices=NOISES, help="default: all of the task")
+    add("--losses", nargs="+", metavar="ID", default=LOSSES, help="beside ce (default: %(default)s)")
+    add("--seeds", nargs="+", metavar="N", type=at_least(0), default=[0])
+    add("--threads", metavar="N", type=at_least(1), default=1, help="the small networks gain from no more (default: 1)")
+    add("--table", action="store_true", help="no training: the table of the rows in --out")
+    args = parser.parse_args(argv)
+    results = args.out / "results.jsonl"
+    if args.table:
+        return print(report(read_rows(results)))
+    check(parser, "--losses", args.losses, parse_loss)
+    torch.set_num_threads(args.threads)
+    device = torch.device("cpu")
+    for name in args.tasks:
+        suite = SUITES[name]
+        setup = Setup(suite.task(args), suite.models, args.out, device, memorised_every=5)
+        for epochs in args.epochs or suite.epochs:
+            for model in args.models or suite.models:
+                for optimizer in args.optimizers:
+
+                    def command(loss: str, noise: str, seed: int, options: Row) -> str:
+                        return shell_command("swap.py", out=args.out, **options, losses=loss, noise=noise, seeds=seed)
+
+                    options = {"tasks": name, "models": model, "optimizers": optimizer, "epochs": epochs}
+                    options |= {"threads": args.threads}
+                    protocol = {"dataset": setup.task.name, "model": model, "epochs": epochs}
+                    runs = make_runs(
+                        ["ce", *args.losses],
+                        args.noise or suite.noises,
+                        args.seeds,
+                        functools.partial(command, options=options),
+                        device,
+                        recipe=OPTIMIZERS[optimizer] | suite.recipe,
+                        **protocol,
+                    )
+                    train_all(runs, setup)
+    print(f"\n{device_name(device)}\n\n{report(read_rows(results))}")
+    return None
+
+
+Cells = dict[str, list[Row]]  # the last epochs by loss
+
+
+def report(rows: Iterable[Row]) -> str:
+    """Return the table of every setting, and what it comes to for every loss."""
+    rows = [row for row in rows if row["epoch"] == row["epochs"]]
+    labels = {id(row): loss_label(row, rows) for row in rows}
+    settings: dict[str, Cells] = {}
+    for row in sorted(rows, key=_place):
+        key = json.dumps([_setting(row)[:4], row["noise"]])
+        settings.setdefault(key, {}).setdefault(labels[id(row)], []).append(row)
+    settings = {key: cells for key, cells in settings.items() if "ce" in cells}
+    losses = list(dict.fromkeys(["ce", *(label for cells in settings.values() for label in cells)]))
+    lines = [["task", "model", "optimizer", "epochs", "noise", "memorised by ce", *losses]]
+    for cells in settings.values():
+        first = cells["ce"][0]
+        memorised = [row["memorised"] for row in cells["ce"] if row["memorised"] is not None]
+        line = [*map(str, _setting(first)[:4]), first["noise"], mean_std(memorised)]
+        lines.append(line + [_accuracies(cells.get(loss)) for loss in losses])
+    return f"{table(lines)}\n\n{table(_verdicts(list(settings.values()), losses))}"
+
+
+def _verdicts(settings: Sequence[Cells], losses: Sequence[str]) -> list[list[str]]:
+    heads = ["worst regret, clean", "worst regret, short", "least gain, symmetric:0.4, memorised", "below twice chance"]
+    lines = [["loss", *heads, "settings"]]
+    for loss in losses[1:]:
+        both = [cells for cells in settings if loss in cells]
+        clean, short, gain, dead = [], [], [], []
+        for cells in both:
+            ce, ours = (_mean(cells[name], "test_accuracy") for name in ("ce", loss))
+            first = cells["ce"][0]
+            if first["noise"] == "clean":
+                clean.append(ce - ours)
+            if first["epochs"] <= SHORT:
+                short.append(ce - ours)
+            elif first["noise"] == "symmetric:0.4" and _mean(cells["ce"], "memorised") >= MEMORISED:
+                gain.append(ours - ce)
+            chance = 200 / int(first["dataset"].removeprefix("clusters") if "clusters" in first["dataset"] else 10)
+            dead.append(ours < chance)
+        worst = [
+            f"{pick(values):+.1f}" if values else "-" for pick, values in ((max, clean), (max, short), (min, gain))
+        ]
+        lines.append([loss, *worst, str(sum(dead)), str(len(both))])
+    return lines
+
+
+def _mean(rows: Sequence[Row], field: str) -> float:
+    return sum(row[field] or 0.0 for row in rows) / len(rows)
+
+
+def _accuracies(rows: Sequence[Row] | None) -> str:
+    return mean_std([row["test_accuracy"] for row in rows]) if rows else "-"
+
+
+def _setting(row: Row) -> tuple[str, str, str, int, int]:
+    recipe = row["recipe"]
+    order = [*SUITES].index(row["dataset"]) if row["dataset"] in SUITES else len(SUITES)
+    return row["dataset"], row["model"], f"{recipe['optimizer']}:{recipe['lr']}", row["epochs"], order
+
+
+def _place(row: Row) -> tuple[object, ...]:
+    task, model, optimizer, epochs, order = _setting(row)
+    kind, _, rate = row["noise"].partition(":")
+    return order, task, model, epochs, optimizer, NOISE_KINDS.index(kind), float(rate or 0), row["loss"].count("+")
+
+
+if __name__ == "__main__":
+    main()
