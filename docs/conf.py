@@ -6,7 +6,8 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
-import loss_table  # noqa: E402  it stands beside this file
+import loss_table  # noqa: E402  they stand beside this file
+import plots  # noqa: E402
 
 import noisyloss  # noqa: E402
 
@@ -28,7 +29,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Types in signatures: those of projects that have no pages here, and private ones.
     (r"py:.*", r"(np|npt|numpy|collections|typing)\..*|Tensor|Sequence|Mapping|Dataset|.*\b(Unpack|Options)\b.*"),
-    (r"py:.*", r"Reduction|ClassFunction|FloatArray|.*\bLabels"),
+    (r"py:.*", r"Reduction|LogitBias|ClassFunction|FloatArray|.*\bLabels"),
 ]
 
 autodoc_member_order = "bysource"
@@ -55,4 +56,5 @@ def link_to_torch(app, env, node, contnode):
 
 def setup(app):
     app.connect("builder-inited", lambda app: loss_table.write(DOCS / "losses"))
+    app.connect("builder-inited", lambda app: plots.write(DOCS / "plots"))
     app.connect("missing-reference", link_to_torch)

@@ -98,7 +98,8 @@ def unlearned(input: Tensor, valid: Tensor | None) -> Tensor:
         mean = p.mean(samples, keepdim=True)
     else:
         mean = p.where(valid.unsqueeze(CLASS_DIM), 0.0).sum(samples, keepdim=True) / valid.sum()
-    information = (p * (log_p - mean.clamp(min=torch.finfo(p.dtype).tiny).log())).sum(CLASS_DIM, keepdim=True)
+    log_mean = mean.clamp(min=torch.finfo(p.dtype).tiny).log().flatten()
+    information = (p * log_p).sum(CLASS_DIM, keepdim=True) - (p.movedim(CLASS_DIM, -1) @ log_mean).unsqueeze(CLASS_DIM)
     most = math.log(max(2, min(p.shape[CLASS_DIM], p.numel() // p.shape[CLASS_DIM])))
     return (1 - information / most).clamp(0, 1)
 

@@ -20,7 +20,10 @@ COMBINATIONS: dict[str, dict[str, float]] = {
     "ngce+mae": {},
     "ngce+rce": {},
 }
-"""The published sums of two losses, and their hyper-parameters on CIFAR-10 that are not the members' defaults."""
+"""The published sums of two losses, and their hyper-parameters on CIFAR-10 that are not those below."""
+
+PUBLISHED: dict[str, Any] = {"alpha": 1.0, "beta": 1.0, "logit_bias": 0.0}
+"""What a sum has if nothing else is said; the defaults of :class:`APLLoss` are our own."""
 
 
 def list_losses() -> list[str]:
@@ -57,7 +60,7 @@ def create_loss(id: str, **hyperparameters: Any) -> RobustLoss:
     members = [loss_class(part) for part in id.split("+")]
     if len(members) != 2:
         raise ValueError(f"id: expected a sum of two losses; got {id!r} (see WeightedSum for more)")
-    settings = COMBINATIONS.get(id, {}) | hyperparameters
+    settings = PUBLISHED | COMBINATIONS.get(id, {}) | hyperparameters
     of_sum = {name: settings.pop(name) for name in ("alpha", "beta", *DEFAULTS) if name in settings}
     names = [[name for name in member.hyperparameter_names() if name not in ("alpha", "beta")] for member in members]
     _refuse_unknown(id, settings, ["alpha", "beta", *names[0], *names[1]])

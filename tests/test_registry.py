@@ -35,13 +35,13 @@ def test_an_id_gives_its_class():
     for id, cls in LOSSES.items():
         assert type(nl.create_loss(id)) is cls
         assert cls.id == id
-    assert repr(nl.create_loss("nce+rce")) == repr(nl.APLLoss())
-    assert repr(nl.create_loss("ngce+mae")) == repr(nl.APLLoss("ngce", "mae"))
+    assert repr(nl.create_loss("nce+rce")) == repr(nl.APLLoss(alpha=1, beta=1, logit_bias=0.0))
+    assert repr(nl.create_loss("ngce+mae")) == repr(nl.APLLoss("ngce", "mae", 1, 1, logit_bias=0.0))
 
 
 def test_hyperparameters_reach_the_members_that_have_them():
     loss = nl.create_loss("nfl+rce", alpha=2, beta=3, gamma=1, A=-4, reduction="sum")
-    expected = nl.APLLoss(nl.NFLLoss(gamma=1), nl.RCELoss(A=-4), 2, 3, reduction="sum")
+    expected = nl.APLLoss(nl.NFLLoss(gamma=1), nl.RCELoss(A=-4), 2, 3, reduction="sum", logit_bias=0.0)
     assert repr(loss) == repr(expected)
     both = nl.create_loss("gce+ngce", q=0.4)
     assert (both.active.q, both.passive.q) == (0.4, 0.4)
@@ -62,7 +62,16 @@ def test_defaults_are_the_published_ones():
     assert nl.GCELoss().q == 0.7
     assert (nl.SCELoss().alpha, nl.SCELoss().beta) == (0.1, 1.0)
     assert abs(nl.RCELoss().A - -9.2103) < 1e-4
-    assert (nl.APLLoss().alpha, nl.APLLoss().beta) == (1.0, 1.0)
+    for id in nl.list_losses():
+        loss = nl.create_loss(id)
+        assert loss.logit_bias == 0.0
+        assert "+" not in id or (loss.alpha, loss.beta) == (1.0, 1.0)
+
+
+def test_the_default_of_the_drop_in_is_our_own():
+    loss = nl.APLLoss()
+    assert (type(loss.active), type(loss.passive)) == (nl.NCELoss, nl.RCELoss)
+    assert (loss.alpha, loss.beta, loss.logit_bias) == (0.4, 0.4, "fading")
 
 
 def test_an_id_cannot_be_taken_twice():

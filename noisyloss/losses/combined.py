@@ -102,20 +102,25 @@ class APLLoss(_TwoTerms):
 
     .. math:: \ell(z, y) = \alpha\, \ell_{active}(z, y) + \beta\, \ell_{passive}(z, y)
 
-    The drop-in for :class:`torch.nn.CrossEntropyLoss` where labels are wrong. The default is the paper's NCE + RCE.
+    The drop-in for :class:`torch.nn.CrossEntropyLoss` where labels are wrong. Its defaults are this package's own: the
+    paper's NCE + RCE with a fading logit bias, so that it starts wherever cross entropy does, scaled so that its first
+    gradient is as large as that of cross entropy. The published loss is ``create_loss("nce+rce")``, or
+    ``APLLoss(alpha=1, beta=1, logit_bias=0.0)``.
 
     Args:
         active: an id of :func:`list_losses` or a loss without options of its own. Default: ``"nce"``.
         passive: likewise. Default: ``"rce"``.
-        alpha: the weight of the active loss, at least 0. Default: 1.0, the paper's on CIFAR-10 (10 on CIFAR-100).
-        beta: the weight of the passive loss, at least 0. Default: 1.0, the paper's on CIFAR-10 (0.1 on CIFAR-100).
-        **options: see :class:`CELoss`.
+        alpha: the weight of the active loss, at least 0. Default: 0.4. The paper has 1 on CIFAR-10, 10 on CIFAR-100.
+        beta: the weight of the passive loss, at least 0. Default: 0.4: at :math:`p_y = 1/2`, where the bias puts an
+            untrained network, RCE pulls with :math:`-\beta A / 4 = 0.92`, cross entropy without bias with
+            :math:`1 - 1/C`. The paper has 1 on CIFAR-10, 0.1 on CIFAR-100.
+        **options: see :class:`CELoss`; the default of ``logit_bias`` is ``"fading"`` here.
 
     Shape:
         See :class:`RobustLoss`.
 
-    Bounds: :math:`[0, \alpha - \beta A]` with A = log(1e-4) for NCE + RCE. Symmetric: yes, where both members are;
-    :math:`K = \alpha - \beta A (C - 1)` for NCE + RCE.
+    Bounds: :math:`[0, \alpha - \beta A]` with A = log(1e-4) for NCE + RCE. Symmetric: not while the bias acts; with
+    ``logit_bias=0.0`` yes, where both members are: :math:`K = \alpha - \beta A (C - 1)` for NCE + RCE.
 
     Raises:
         TypeError: if active or passive is neither an id nor a loss.
@@ -126,7 +131,7 @@ class APLLoss(_TwoTerms):
 
     Example:
         >>> import torch
-        >>> criterion = APLLoss(passive="mae", beta=2.0)
+        >>> criterion = APLLoss(passive="mae", alpha=1.0, beta=2.0, logit_bias=0.0)
         >>> criterion(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([2]))  # 1/4 + 2 * 3/4
         tensor(1.7500)
     """
@@ -135,10 +140,11 @@ class APLLoss(_TwoTerms):
         self,
         active: str | RobustLoss = "nce",
         passive: str | RobustLoss = "rce",
-        alpha: float = 1.0,
-        beta: float = 1.0,
+        alpha: float = 0.4,
+        beta: float = 0.4,
         **options: Unpack[Options],
     ) -> None:
+        options.setdefault("logit_bias", "fading")
         active = loss_class(active, "active")() if isinstance(active, str) else plain_member("active", active)
         passive = loss_class(passive, "passive")() if isinstance(passive, str) else plain_member("passive", passive)
         super().__init__(active, passive, alpha, beta, **options)
