@@ -1,0 +1,246 @@
+"""The node of ``_log_probs`` for CUDA: Triton kernels that keep nothing of size N×C but the logits, there anyway.
+
+One kernel each way serves the whole family; a class function enters by its form in :func:`_f`, which gives f and f'.
+This module is to be imported when the first CUDA tensor comes; it imports without Triton too.
+"""
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from noisyloss._log_probs import CLASS_DIM, _target_and_sums
+from noisyloss.losses.pointwise import CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.language import constexpr
+except ImportError:  # torch's builds for a CPU, and those for Windows, come without
+    triton = None
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from noisyloss._log_probs import ClassFunction
+
+_INTERPRETED = os.getenv("TRITON_INTERPRET") == "1"  # kernels then run on a CPU, for tests
+_jit: Callable[[Any], Any] = triton.jit if triton else lambda kernel: kernel
+
+# The form of a class function, with its parameters a and b. By exact type, for a subclass may have another f.
+_FORMS: dict[type, Callable[[Any], tuple[str, float, float]]] = {
+    CELoss: lambda f: ("linear", 0.0, 0.0),
+    GCELoss: lambda f: ("power", 1.0, f.q),
+    MAELoss: lambda f: ("power", 1.0, 1.0),
+    RCELoss: lambda f: ("power", -f.A, 1.0),
+    FocalLoss: lambda f: ("detached focal" if f.detach_modulator else "focal", f.gamma, 0.0),
+}
+
+
+def fusable(input: Tensor, index: Tensor, functions: Sequence[ClassFunction]) -> bool:
+    """Whether :func:`target_and_sums` takes these arguments, and this machine runs its kernels."""
+    return (
+        triton is not None
+        and type(input) is Tensor  # the kernels read memory, of which subclasses (DTensor) have ideas of their own
+        and (input.is_cuda or _INTERPRETED)
+        and input.dim() == 2
+        and input.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and input.numel() > 0
+        and index.device == input.device
+        and len(functions) <= 1
+        and all(type(function) in _FORMS for function in functions)
+        and _runs(input.device, input.dtype)
+    )
+
+
+@functools.cache
+def _runs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton builds and runs a kernel; it needs a C compiler, and a GPU that it knows and that knows dtype."""
+    zeros = torch.zeros(1, 2, dtype=dtype, device=device)
+    try:
+        target_and_sums(zeros, zeros[:, :1].long(), ())
+    except Exception as error:
+        warnings.warn(f"Triton does not run here, so losses are slower than they could be: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def target_and_sums(
+    input: Tensor, index: Tensor, functions: Sequence[ClassFunction], bias: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """``log_p[y]``, and the class sum of the function if there is one; of shape (N, 1) and in float32.
+
+    Args:
+        input: logits of shape (N, C), which :func:`fusable` accepts.
+        index: class indices of shape (N, 1).
+        functions: none or one.
+        bias: is added to the logit of the class ``index``; in float32, broadcastable to (N, 1). It gets no gradient.
+    """
+    if input.stride(CLASS_DIM) != 1:  # between rows any stride will do, such as a slice has
+        input = input.contiguous()
+    if bias is not None:
+        bias = bias.expand(index.shape).contiguous()
+    outputs: tuple[Tensor, ...] = _FusedTargetAndSums.apply(input, index.contiguous(), bias, *functions)
+    return outputs
+
+
+class _FusedTargetAndSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, index: Tensor, bias: Tensor | None, *functions: ClassFunction) -> Any:
+        empty = functools.partial(torch.empty, index.shape, dtype=torch.float32, device=input.device)
+        log_p_y, sum_f, *scalars = (empty() for _ in range(5))
+        _launch(_forward, input, functions, input, index, bias, log_p_y, sum_f, *scalars)
+        ctx.save_for_backward(input, index, bias, *scalars)
+        ctx.functions = functions
+        return (log_p_y, sum_f) if functions else (log_p_y,)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+        input, index, bias, *scalars = ctx.saved_tensors
+        no_grads = (None,) * (2 + len(ctx.functions))
+        if torch.is_grad_enabled():  # for a second derivative: by plain ops, which have one
+            logits = input if bias is None else input.float().scatter_add(CLASS_DIM, index, bias)
+            log_p_y, sums = _target_and_sums(logits, index, ctx.functions)
+            (grad,) = torch.autograd.grad((log_p_y, *sums), input, (grad_y, *grad_sums), create_graph=True)
+            return grad, *no_grads
+        grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
+        grad_sum = grad_sums[0].contiguous() if grad_sums else None
+        _launch(_backward, input, ctx.functions, input, index, bias, grad_y.contiguous(), grad_sum, *scalars, grad)
+        return grad, *no_grads
+
+
+def _launch(kernel: Any, input: Tensor, functions: Sequence[ClassFunction], *tensors: Tensor | None) -> None:
+    """Run the kernel, a program a tile: BLOCK classes of one row, or several rows where they are short."""
+    N, C = input.shape
+    block = min(triton.next_power_of_2(C), 4096)
+    rows = max(1, 1024 // block)
+    grid = (triton.cdiv(N, rows), 1 if kernel is _forward else triton.cdiv(C, block))
+    align = math.gcd(16, C, input.stride(0))
+    form, a, b = _FORMS[type(functions[0])](functions[0]) if functions else ("none", 0.0, 0.0)
+    sizes = {"FORM": form, "ALIGN": align, "ROWS": rows, "BLOCK": block, "num_warps": max(1, rows * block // 512)}
+    with torch.cuda.device_of(input):  # Triton 3.9 warns unless it is told about fusion into multiply-adds
+        kernel[grid](*tensors, N, C // align, input.stride(0) // align, a, b, **sizes, enable_fp_fusion=True)
+
+
+# In the kernels, row and the scalars of a row have shape [ROWS, 1], the classes k [1, BLOCK], and logits both. C and
+# the stride between rows come divided by ALIGN and are multiplied here, so that the compiler sees what divides them
+# and moves 16 bytes at once.
+
+
+@_jit
+def _forward(
+    input, index, bias, log_p_y, sum_f, peak, log_z, sum_slope,
+    N, C, stride, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
+):  # fmt: skip
+    C *= ALIGN
+    row, y, shift = _rows(index, bias, N, ROWS)
+    in_N = row < N
+    start_of_row = input + row * (stride * ALIGN)
+    # For a class that there is not NaN, rather than what happens to lie there.
+    x_y = tl.load(start_of_row + y, mask=in_N & (y >= 0) & (y < C), other=float("nan")).to(tl.float32) + shift
+
+    # The log-sum-exp is peak + log_z. They are kept apart, for beside a large peak log_z would be rounded away.
+    top = tl.maximum(x_y, -3.4028234663852886e38)  # finite, so that differences of tops are numbers
+    z = tl.zeros([ROWS, 1], tl.float32)
+    below_top = tl.zeros([ROWS, 1], tl.float32)
+    for start in range(0, C, BLOCK):
+        k = start + tl.arange(0, BLOCK)[None, :]
+        x = _logits(start_of_row, k, y, shift, in_N & (k < C))
+        new_top = tl.maximum(top, tl.max(x, axis=1, keep_dims=True))
+        z = z * tl.exp(top - new_top) + tl.sum(tl.exp(x - new_top), axis=1, keep_dims=True)
+        if FORM == "linear":  # needs no second pass; all terms have one sign, so nothing cancels
+            below_top += start * (new_top - top)
+            below_top += tl.sum(tl.where(k < C, new_top - x, 0.0), axis=1, keep_dims=True)
+        top = new_top
+    log_of_z = tl.log(z)
+    tl.store(log_p_y + row, x_y - top - log_of_z, mask=in_N)
+    tl.store(peak + row, top, mask=in_N)
+    tl.store(log_z + row, log_of_z, mask=in_N)
+
+    if FORM == "linear":
+        tl.store(sum_f + row, below_top + C * log_of_z, mask=in_N)
+        tl.store(sum_slope + row, tl.zeros([ROWS, 1], tl.float32) - C, mask=in_N)
+    elif FORM != "none":
+        total = tl.zeros([ROWS, 1], tl.float32)
+        total_slope = tl.zeros([ROWS, 1], tl.float32)
+        for start in range(0, C, BLOCK):  # the row again, from the cache
+            k = start + tl.arange(0, BLOCK)[None, :]
+            x = _logits(start_of_row, k, y, shift, in_N & (k < C))
+            value, slope = _f(x - top - log_of_z, a, b, FORM)
+            total += tl.sum(tl.where(k < C, value, 0.0), axis=1, keep_dims=True)
+            total_slope += tl.sum(tl.where(k < C, slope, 0.0), axis=1, keep_dims=True)
+        tl.store(sum_f + row, total, mask=in_N)
+        tl.store(sum_slope + row, total_slope, mask=in_N)
+
+
+@_jit
+def _backward(
+    input, index, bias, grad_y, grad_sum, peak, log_z, sum_slope, grad,
+    N, C, stride, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
+):  # fmt: skip
+    C *= ALIGN
+    row, y, shift = _rows(index, bias, N, ROWS)
+    in_N = row < N
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    x = _logits(input + row * (stride * ALIGN), k, y, shift, in_N & (k < C))
+    log_p = x - tl.load(peak + row, mask=in_N) - tl.load(log_z + row, mask=in_N)
+    total = tl.load(grad_y + row, mask=in_N)  # the sum over the classes of by_log_p
+    by_log_p = tl.where(k == y, total, 0.0)
+    if FORM != "none":
+        by_sum = tl.load(grad_sum + row, mask=in_N)
+        _, slope = _f(log_p, a, b, FORM)
+        by_log_p += by_sum * slope
+        total += by_sum * tl.load(sum_slope + row, mask=in_N)
+    tl.store(grad + row * C + k, by_log_p - tl.exp(log_p) * total, mask=in_N & (k < C))
+
+
+@_jit
+def _rows(index, bias, N, ROWS: constexpr):
+    """Give the program's rows, in 64 bits as N * C may need, their classes y, and what is added to the logits of y."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    shift = tl.zeros([ROWS, 1], tl.float32)
+    if bias is not None:
+        shift = tl.load(bias + row, mask=row < N)
+    return row, tl.load(index + row, mask=row < N), shift
+
+
+@_jit
+def _logits(start_of_row, k, y, shift, mask):
+    x = tl.load(start_of_row + k, mask=mask, other=-float("inf")).to(tl.float32)
+    return x + tl.where(k == y, shift, 0.0)
+
+
+@_jit
+def _f(x, a, b, FORM: constexpr):
+    """Give f and f' at the log-probability x."""
+    if FORM == "linear":
+        value = -x
+        slope = -1.0
+    elif FORM == "power":
+        value = (-a / b) * _expm1(b * x)
+        slope = -a * tl.exp(b * x)
+    else:
+        q = -_expm1(tl.minimum(x, -1.1920929e-07))  # as one_minus_p
+        modulator = tl.exp(a * tl.log(q))
+        value = -modulator * x
+        if FORM == "focal":
+            slope = modulator * (a * x * tl.exp(x) / q - 1)
+        else:
+            slope = -modulator
+    return value, slope
+
+
+@_jit
+def _expm1(x):
+    """Give ``exp(x) - 1`` for x <= 0; CUDA's own is out of reach of Triton's interpreter."""
+    series = 1 / 5040 + x * (1 / 40320)  # of (exp(x) - 1) / x, up to x^7 / 8!
+    series = 1 / 24 + x * (1 / 120 + x * (1 / 720 + x * series))
+    series = 1 + x * (1 / 2 + x * (1 / 6 + x * series))
+    return tl.where(x > -0.5, x * series, tl.exp(x) - 1)

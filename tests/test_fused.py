@@ -1,0 +1,363 @@
+"""The CUDA kernels: what they compute, under Triton's interpreter or on a GPU, and that they compile for one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from noisyloss import CELoss, FocalLoss, GCELoss, MAELoss, PointwiseLoss
+from noisyloss._log_probs import _target_and_sums
+
+triton = pytest.importorskip("triton")
+
+from noisyloss import _fused  # noqa: E402
+
+INTERPRETED = os.getenv("TRITON_INTERPRET") == "1"  # must be so when Triton is imported: hence the process of its own
+DEVICE = "cpu" if INTERPRETED else "cuda"
+runs_kernels = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason="runs within test_under_the_interpreter"
+)
+pytestmark = [  # NumPy's, of inf - inf, and in older Tritons of int(array)
+    pytest.mark.filterwarnings(f"ignore::{category}:triton.runtime.interpreter")
+    for category in ("RuntimeWarning", "DeprecationWarning")
+]
+
+FUNCTIONS = [[], *([cls(**settings)] for cls in _fused._FORMS for settings in ({}, *cls.examples))]
+SHAPES = [(1, 2), (5, 16), (70, 10), (3, 1030), (2, 9001)]
+each_function = pytest.mark.parametrize("functions", FUNCTIONS, ids=lambda fs: fs[0]._describe() if fs else "none")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    """Nothing: torch's compiler is not used here, and takes seconds to import."""
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+def test_under_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-10000:] + done.stderr
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 100
+
+
+# Against plain ops
+
+
+def logits(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator, scale: float = 4.0) -> Tensor:
+    return (scale * torch.randn(shape, generator=generator)).to(DEVICE, dtype).requires_grad_()
+
+
+def indices(input: Tensor, generator: torch.Generator) -> Tensor:
+    N, C = input.shape
+    return torch.randint(C, (N, 1), generator=generator).to(input.device)
+
+
+def plain(
+    input: Tensor, index: Tensor, functions: Sequence[PointwiseLoss], bias: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    if bias is not None:
+        input = input.scatter_add(1, index, bias.to(input.dtype).expand(index.shape))
+    log_p_y, sums = _target_and_sums(input, index, functions)
+    return log_p_y, *sums
+
+
+def check(
+    input: Tensor,
+    functions: Sequence[PointwiseLoss],
+    generator: torch.Generator,
+    bias: Tensor | None = None,
+    index: Tensor | None = None,
+    slack: float = 0.0,
+) -> None:
+    """Compare values and gradient with float64, and their errors with those of plain ops in float32."""
+    index = indices(input, generator) if index is None else index
+    upstream = [torch.randn(index.shape, generator=generator).to(input.device) for _ in range(1 + len(functions))]
+
+    def values_and_gradient(op: object, dtype: torch.dtype) -> list[Tensor]:
+        logits = input.detach().to(dtype) if op is plain else input
+        logits.requires_grad_()
+        values = op(logits, index, functions, bias)
+        return [*values, *torch.autograd.grad(values, logits, [g.to(values[0].dtype) for g in upstream])]
+
+    got = values_and_gradient(_fused.target_and_sums, input.dtype)
+    assert [x.dtype for x in got] == [*[torch.float32] * len(upstream), input.dtype]
+    expected = zip(values_and_gradient(plain, torch.float64), values_and_gradient(plain, torch.float32), strict=True)
+    for x, (exact, single) in zip(got, expected, strict=True):
+        assert exact.isfinite().all()
+        budget = 2 * (single - exact).abs().max() + slack + 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+        if x.dtype != torch.float32:  # the last rounding, to nearest on a GPU, cuts off in the interpreter
+            limits = torch.finfo(x.dtype)
+            budget = budget + limits.eps * exact.abs().clamp(min=limits.smallest_normal)
+        worst = ((x.double() - exact).abs() - budget).max()
+        assert worst <= 0, (x, exact, single)
+
+
+@runs_kernels
+@each_function
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients(shape: tuple[int, int], functions: list, generator: torch.Generator) -> None:
+    check(logits(shape, torch.float32, generator), functions, generator)
+
+
+@runs_kernels
+@each_function
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_reduced_precision(dtype: torch.dtype, functions: list, generator: torch.Generator) -> None:
+    check(logits((3, 1030), dtype, generator), functions, generator)
+
+
+@runs_kernels
+def test_many_rows(generator: torch.Generator) -> None:
+    check(logits((252, 507), torch.float32, generator), [FocalLoss()], generator)
+
+
+@runs_kernels
+@each_function
+def test_bias_of_the_target(functions: list, generator: torch.Generator) -> None:
+    for shape in [(), (1, 1), (7, 1)]:
+        bias = (5 * torch.randn(shape, generator=generator)).to(DEVICE).requires_grad_()
+        input = logits((7, 130), torch.float32, generator)
+        check(input, functions, generator, bias.detach())
+        (log_p_y, *_) = _fused.target_and_sums(input, indices(input, generator), functions, bias)
+        log_p_y.sum().backward()
+        assert bias.grad is None
+
+
+@runs_kernels
+@pytest.mark.parametrize("functions", [[CELoss()], [GCELoss()]], ids=["ce", "gce"])
+@pytest.mark.parametrize(
+    "layout",
+    [lambda x: x[:, 3:4500], lambda x: x[1::2, :4096], lambda x: x.T[:300], lambda x: x[:1].expand(4, -1)],
+    ids=["columns", "rows", "transposed", "expanded"],
+)
+def test_layouts(layout: Callable[[Tensor], Tensor], functions: list, generator: torch.Generator) -> None:
+    input = layout(logits((6, 4601), torch.float32, generator).detach())
+    check(input, functions, generator, index=indices(input, generator).repeat(1, 2)[:, 1:])
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_offsets_of_more_than_32_bits(dtype: torch.dtype, generator: torch.Generator) -> None:
+    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 10 * 2**30:
+        pytest.skip("too little memory")
+    memory = torch.empty(2**31 + 32, dtype=dtype, device=DEVICE)  # of which but three rows are touched
+    input = memory.as_strided((3, 32), (2**30, 1))
+    input.copy_(logits(input.shape, dtype, generator).detach())
+    check(input, [CELoss()], generator)
+
+
+# Extreme logits
+
+
+@runs_kernels
+@each_function
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1e4, 1e30])
+def test_scales(scale: float, functions: list, generator: torch.Generator) -> None:
+    for shape in [(2, 5000), (50, 3)]:
+        check(logits(shape, torch.float32, generator, scale), functions, generator)
+
+
+@runs_kernels
+@each_function
+@pytest.mark.parametrize("margin", [1.0, 10.0, 20.0, 1e4])
+def test_confident_rows(margin: float, functions: list, generator: torch.Generator) -> None:
+    input = logits((6, 100), torch.float32, generator, 1.0).detach()
+    index = indices(input, generator)
+    input[:3] += 1e4  # the common part of the logits must not matter
+    confident = input.scatter_add(1, index, torch.full_like(input[:, :1], margin))
+    rounding_of_p = 4 * torch.finfo(torch.float32).eps
+    check(confident, functions, generator, index=index, slack=rounding_of_p)
+    check(confident, functions, generator, slack=rounding_of_p)  # confident, and wrong
+
+
+@runs_kernels
+@each_function
+def test_nan_stays_in_its_row(functions: list, generator: torch.Generator) -> None:
+    input = logits((3, 4200), torch.float32, generator)
+    with torch.no_grad():
+        input[1, 7] = torch.nan
+    values = _fused.target_and_sums(input, indices(input, generator), functions)
+    (gradient,) = torch.autograd.grad(sum(values).sum(), input)
+    for x in (*values, gradient):
+        assert x[1].isnan().all()
+        assert x[[0, 2]].isfinite().all()
+
+
+@runs_kernels
+@pytest.mark.parametrize("functions", [[], [CELoss()], [GCELoss()]], ids=["none", "ce", "gce"])
+@pytest.mark.parametrize("row", ["some", "first block", "all", "plus"])
+def test_infinite_logits_are_as_in_plain_ops(row: str, functions: list, generator: torch.Generator) -> None:
+    input = logits((2, 4200), torch.float32, generator).detach()
+    where = {"some": slice(0, None, 3), "first block": slice(4100), "all": slice(None), "plus": slice(5, 6)}[row]
+    input[1, where] = torch.inf if row == "plus" else -torch.inf
+    index = torch.tensor([[3], [3]], device=DEVICE)
+    results = []
+    for op in (_fused.target_and_sums, plain):
+        leaf = input.clone().requires_grad_()
+        values = op(leaf, index, functions)
+        results.append([*values, *torch.autograd.grad(sum(values).sum(), leaf)])
+    torch.testing.assert_close(*results, equal_nan=True, rtol=1e-3, atol=1e-3)
+
+
+@runs_kernels
+def test_a_class_that_there_is_not_gives_nan(generator: torch.Generator) -> None:
+    input = logits((3, 5), torch.float32, generator)
+    (log_p_y,) = _fused.target_and_sums(input, torch.tensor([[5], [1], [-1]], device=DEVICE), [])
+    assert log_p_y.isnan().flatten().tolist() == [True, False, True]
+
+
+# Autograd
+
+
+@runs_kernels
+@each_function
+def test_an_output_without_use_adds_nothing(functions: list, generator: torch.Generator) -> None:
+    input = logits((3, 40), torch.float32, generator)
+    index = indices(input, generator)
+    for position in range(1 + len(functions)):
+        gradients = [
+            torch.autograd.grad(op(input, index, functions)[position].sum(), input)[0]
+            for op in (_fused.target_and_sums, plain)
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+@runs_kernels
+@each_function
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_second_derivatives(dtype: torch.dtype, tolerance: float, functions: list, generator: torch.Generator) -> None:
+    input = logits((3, 40), dtype, generator)
+    index, bias = indices(input, generator), torch.tensor(-1.5, device=DEVICE)
+    direction = torch.randn(input.shape, generator=generator).to(input)
+    results = []
+    for op in (_fused.target_and_sums, plain):
+        values = op(input if op is _fused.target_and_sums else input.float(), index, functions, bias)
+        (gradient,) = torch.autograd.grad(sum(v.square() for v in values).sum(), input, create_graph=True)
+        results.append([gradient, *torch.autograd.grad((gradient * direction).sum(), input)])
+    for x, y in zip(*results, strict=True):
+        assert (x - y).abs().max() <= tolerance * y.abs().max()
+
+
+@runs_kernels
+def test_without_grad(generator: torch.Generator) -> None:
+    input = logits((3, 40), torch.float32, generator)
+    index = indices(input, generator)
+    with torch.no_grad():
+        values = _fused.target_and_sums(input, index, [CELoss()])
+    assert not any(value.requires_grad for value in values)
+    torch.testing.assert_close(values, _fused.target_and_sums(input, index, [CELoss()]))
+
+
+@runs_kernels
+def test_whatever_the_default_dtype(generator: torch.Generator) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        check(logits((3, 40), torch.float32, generator), [FocalLoss()], generator)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# What is taken
+
+
+@runs_kernels
+def test_fusable() -> None:
+    class Other(GCELoss):
+        pass
+
+    input = torch.zeros(3, 4, device=DEVICE)
+    index = torch.zeros(3, 1, dtype=torch.long, device=DEVICE)
+    assert all(_fused.fusable(input.to(dtype), index, []) for dtype in (torch.float32, torch.bfloat16, torch.float16))
+    assert all(_fused.fusable(input, index, functions) for functions in FUNCTIONS)
+    assert not _fused.fusable(input.double(), index, [])
+    assert not _fused.fusable(input[None], index, [])
+    assert not _fused.fusable(input[:0], index[:0], [])
+    assert not _fused.fusable(input, index.to("meta"), [])
+    assert not _fused.fusable(torch.nn.Parameter(input), index, [])
+    assert not _fused.fusable(input, index, [Other()])
+    assert not _fused.fusable(input, index, [CELoss(), MAELoss()])
+
+
+@runs_kernels
+def test_kernels_that_do_not_build_are_told_of_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(_fused, "_launch", fails)
+    _fused._runs.cache_clear()
+    input = torch.zeros(3, 4, device=DEVICE)
+    with pytest.warns(UserWarning, match="Failed to find C compiler"):
+        assert not _fused.fusable(input, input[:, :1].long(), [])
+    assert not _fused.fusable(input, input[:, :1].long(), [])  # without a second warning
+    _fused._runs.cache_clear()
+
+
+def test_cpu_tensors_are_left_to_plain_ops() -> None:
+    if not INTERPRETED:
+        assert not _fused.fusable(torch.zeros(3, 4), torch.zeros(3, 1, dtype=torch.long), [])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="need not run twice")
+def test_imports_without_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; from noisyloss import _fused; print(_fused.triton)"
+    path = os.pathsep.join([str(Path(_fused.__file__).parent.parent), os.getenv("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+
+
+# Compilation
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
+@pytest.mark.parametrize(("capability", "dtype"), [(80, torch.bfloat16), (90, torch.bfloat16), (90, torch.float32)])
+def test_kernels_compile(
+    capability: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, generator: torch.Generator
+) -> None:
+    """The launches of both ways, but each ends with machine code for a GPU that need not be there."""
+    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
+    driver = SimpleNamespace(  # the "device" keys a cache of kernels, which a real one shall not find
+        get_current_target=lambda: target, get_current_device=lambda: target, get_current_stream=lambda device: 0
+    )
+    monkeypatch.setattr("triton.runtime.jit.driver", SimpleNamespace(active=driver))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled = []
+
+    def compiling(kernel: object) -> object:
+        def launcher(grid: tuple[int, int]) -> object:
+            return lambda *args, **kwargs: compiled.append(kernel.warmup(*args, grid=grid, **kwargs))
+
+        return type("Compiling", (), {"__getitem__": lambda self, grid: launcher(grid)})()
+
+    for name in ("_forward", "_backward"):
+        monkeypatch.setattr(_fused, name, compiling(getattr(_fused, name)))
+    functions = [[], [CELoss()], [GCELoss()], [FocalLoss()], [FocalLoss(detach_modulator=True)]]
+    for fs in functions:
+        input = torch.zeros(6, 1000, dtype=dtype, requires_grad=True)
+        sum(_fused.target_and_sums(input, torch.zeros(6, 1, dtype=torch.long), fs)).sum().backward()
+    assert len(compiled) == 2 * len(functions)
+    for kernel in compiled:
+        ptx = kernel.asm["ptx"]
+        assert f".target sm_{capability}" in ptx
+        assert re.search(r"ld\.global\S*\.v4", ptx)  # 16 bytes at once
+        assert ".f64" not in ptx
+        assert ".local" not in ptx  # no registers spilt
+        assert kernel.asm["cubin"]
+    bias = torch.zeros(1)
+    for shape in ((1, 2), (5, 10), (3, 50257)):
+        input = torch.zeros(shape, dtype=dtype, requires_grad=True)
+        sum(
+            _fused.target_and_sums(input, torch.zeros(shape[0], 1, dtype=torch.long), [GCELoss()], bias)
+        ).sum().backward()
+    assert len(compiled) == 2 * (len(functions) + 3)
