@@ -65,7 +65,7 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether Triton builds and runs a kernel; it needs a C compiler, and a GPU that it knows and that knows dtype."""
     zeros = torch.zeros(1, 2, dtype=dtype, device=device)
     try:
-        target_and_sums(zeros, zeros[:, :1].long(), ())
+        target_and_sums(zeros, zeros[:, :1].long(), None, ())
     except Exception as error:
         warnings.warn(f"Triton does not run here, so losses are slower than they could be: {error}", stacklevel=2)
         return False
@@ -73,15 +73,15 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def target_and_sums(
-    input: Tensor, index: Tensor, functions: Sequence[ClassFunction], bias: Tensor | None = None
+    input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, ...]:
     """``log_p[y]``, and the class sum of the function if there is one; of shape (N, 1) and in float32.
 
     Args:
         input: logits of shape (N, C), which :func:`fusable` accepts.
         index: class indices of shape (N, 1).
-        functions: none or one.
         bias: is added to the logit of the class ``index``; in float32, broadcastable to (N, 1). It gets no gradient.
+        functions: none or one.
     """
     if input.stride(CLASS_DIM) != 1:  # between rows any stride will do, such as a slice has
         input = input.contiguous()
@@ -106,8 +106,7 @@ class _FusedTargetAndSums(torch.autograd.Function):
         input, index, bias, *scalars = ctx.saved_tensors
         no_grads = (None,) * (2 + len(ctx.functions))
         if torch.is_grad_enabled():  # for a second derivative: by plain ops, which have one
-            logits = input if bias is None else input.float().scatter_add(CLASS_DIM, index, bias)
-            log_p_y, sums = _target_and_sums(logits, index, ctx.functions)
+            log_p_y, sums = _target_and_sums(input, index, bias, ctx.functions)
             (grad,) = torch.autograd.grad((log_p_y, *sums), input, (grad_y, *grad_sums), create_graph=True)
             return grad, *no_grads
         grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)

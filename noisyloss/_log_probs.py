@@ -70,6 +70,12 @@ def target_and_sums(
     if bias is not None:
         bias = bias.expand(index.shape)
     if _blockwise(input):
+        if input.is_cuda:
+            from noisyloss import _fused  # here, for it imports Triton and the losses
+
+            if _fused.fusable(input, index, functions):
+                log_p_y, *sums = _fused.target_and_sums(input, index, bias, functions)
+                return log_p_y, tuple(sums)
         log_p_y, *sums = _TargetAndSums.apply(input, index, bias, *functions)
         return log_p_y, tuple(sums)
     return _target_and_sums(input, index, bias, functions)

@@ -63,12 +63,10 @@ def indices(input: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(C, (N, 1), generator=generator).to(input.device)
 
 
-def plain(
-    input: Tensor, index: Tensor, functions: Sequence[PointwiseLoss], bias: Tensor | None = None
-) -> tuple[Tensor, ...]:
+def plain(input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[PointwiseLoss]) -> tuple[Tensor, ...]:
     if bias is not None:
-        input = input.scatter_add(1, index, bias.to(input.dtype).expand(index.shape))
-    log_p_y, sums = _target_and_sums(input, index, functions)
+        bias = bias.to(input.dtype).expand(index.shape)
+    log_p_y, sums = _target_and_sums(input, index, bias, functions)
     return log_p_y, *sums
 
 
@@ -87,7 +85,7 @@ def check(
     def values_and_gradient(op: object, dtype: torch.dtype) -> list[Tensor]:
         logits = input.detach().to(dtype) if op is plain else input
         logits.requires_grad_()
-        values = op(logits, index, functions, bias)
+        values = op(logits, index, bias, functions)
         return [*values, *torch.autograd.grad(values, logits, [g.to(values[0].dtype) for g in upstream])]
 
     got = values_and_gradient(_fused.target_and_sums, input.dtype)
@@ -129,7 +127,7 @@ def test_bias_of_the_target(functions: list, generator: torch.Generator) -> None
         bias = (5 * torch.randn(shape, generator=generator)).to(DEVICE).requires_grad_()
         input = logits((7, 130), torch.float32, generator)
         check(input, functions, generator, bias.detach())
-        (log_p_y, *_) = _fused.target_and_sums(input, indices(input, generator), functions, bias)
+        (log_p_y, *_) = _fused.target_and_sums(input, indices(input, generator), bias, functions)
         log_p_y.sum().backward()
         assert bias.grad is None
 
@@ -187,7 +185,7 @@ def test_nan_stays_in_its_row(functions: list, generator: torch.Generator) -> No
     input = logits((3, 4200), torch.float32, generator)
     with torch.no_grad():
         input[1, 7] = torch.nan
-    values = _fused.target_and_sums(input, indices(input, generator), functions)
+    values = _fused.target_and_sums(input, indices(input, generator), None, functions)
     (gradient,) = torch.autograd.grad(sum(values).sum(), input)
     for x in (*values, gradient):
         assert x[1].isnan().all()
@@ -205,7 +203,7 @@ def test_infinite_logits_are_as_in_plain_ops(row: str, functions: list, generato
     results = []
     for op in (_fused.target_and_sums, plain):
         leaf = input.clone().requires_grad_()
-        values = op(leaf, index, functions)
+        values = op(leaf, index, None, functions)
         results.append([*values, *torch.autograd.grad(sum(values).sum(), leaf)])
     torch.testing.assert_close(*results, equal_nan=True, rtol=1e-3, atol=1e-3)
 
@@ -213,7 +211,7 @@ def test_infinite_logits_are_as_in_plain_ops(row: str, functions: list, generato
 @runs_kernels
 def test_a_class_that_there_is_not_gives_nan(generator: torch.Generator) -> None:
     input = logits((3, 5), torch.float32, generator)
-    (log_p_y,) = _fused.target_and_sums(input, torch.tensor([[5], [1], [-1]], device=DEVICE), [])
+    (log_p_y,) = _fused.target_and_sums(input, torch.tensor([[5], [1], [-1]], device=DEVICE), None, [])
     assert log_p_y.isnan().flatten().tolist() == [True, False, True]
 
 
@@ -227,7 +225,7 @@ def test_an_output_without_use_adds_nothing(functions: list, generator: torch.Ge
     index = indices(input, generator)
     for position in range(1 + len(functions)):
         gradients = [
-            torch.autograd.grad(op(input, index, functions)[position].sum(), input)[0]
+            torch.autograd.grad(op(input, index, None, functions)[position].sum(), input)[0]
             for op in (_fused.target_and_sums, plain)
         ]
         torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
@@ -242,7 +240,7 @@ def test_second_derivatives(dtype: torch.dtype, tolerance: float, functions: lis
     direction = torch.randn(input.shape, generator=generator).to(input)
     results = []
     for op in (_fused.target_and_sums, plain):
-        values = op(input if op is _fused.target_and_sums else input.float(), index, functions, bias)
+        values = op(input if op is _fused.target_and_sums else input.float(), index, bias, functions)
         (gradient,) = torch.autograd.grad(sum(v.square() for v in values).sum(), input, create_graph=True)
         results.append([gradient, *torch.autograd.grad((gradient * direction).sum(), input)])
     for x, y in zip(*results, strict=True):
@@ -254,9 +252,9 @@ def test_without_grad(generator: torch.Generator) -> None:
     input = logits((3, 40), torch.float32, generator)
     index = indices(input, generator)
     with torch.no_grad():
-        values = _fused.target_and_sums(input, index, [CELoss()])
+        values = _fused.target_and_sums(input, index, None, [CELoss()])
     assert not any(value.requires_grad for value in values)
-    torch.testing.assert_close(values, _fused.target_and_sums(input, index, [CELoss()]))
+    torch.testing.assert_close(values, _fused.target_and_sums(input, index, None, [CELoss()]))
 
 
 @runs_kernels
@@ -345,7 +343,7 @@ def test_kernels_compile(
     functions = [[], [CELoss()], [GCELoss()], [FocalLoss()], [FocalLoss(detach_modulator=True)]]
     for fs in functions:
         input = torch.zeros(6, 1000, dtype=dtype, requires_grad=True)
-        sum(_fused.target_and_sums(input, torch.zeros(6, 1, dtype=torch.long), fs)).sum().backward()
+        sum(_fused.target_and_sums(input, torch.zeros(6, 1, dtype=torch.long), None, fs)).sum().backward()
     assert len(compiled) == 2 * len(functions)
     for kernel in compiled:
         ptx = kernel.asm["ptx"]
@@ -358,6 +356,6 @@ def test_kernels_compile(
     for shape in ((1, 2), (5, 10), (3, 50257)):
         input = torch.zeros(shape, dtype=dtype, requires_grad=True)
         sum(
-            _fused.target_and_sums(input, torch.zeros(shape[0], 1, dtype=torch.long), [GCELoss()], bias)
+            _fused.target_and_sums(input, torch.zeros(shape[0], 1, dtype=torch.long), bias, [GCELoss()])
         ).sum().backward()
     assert len(compiled) == 2 * (len(functions) + 3)
