@@ -27,8 +27,10 @@ pytest.importorskip("matplotlib")
 import cifar10  # noqa: E402
 import digits  # noqa: E402
 import harness  # noqa: E402
+import swap  # noqa: E402
 from harness import parse_loss, transition_matrix  # noqa: E402
 
+from noisyloss import APLLoss, create_loss  # noqa: E402
 from noisyloss.noise import CIFAR10_MAPPING  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -501,3 +503,56 @@ def test_the_table_has_means_over_seeds_and_published_numbers(tmp_path, capsys):
     assert cells["nce+rce (alpha=1.0)"][6].startswith("86.02 ± 0.09")
     assert cells["nce+rce (alpha=3.0)"][2:] == ["52.00", "62.00", "7.50", "1", "-"]  # seed 1 is not finished
     assert (tmp_path / "cifar10-cnn8-2-symmetric-0.4.png").exists()
+
+
+# Swapping a loss in
+
+
+def test_the_default_of_the_swap_is_the_drop_in():
+    name, given = parse_loss(swap.DEFAULT)
+    assert repr(create_loss(name, **given)) == repr(APLLoss())
+
+
+def test_swap_trains_each_setting_once(tmp_path, capsys):
+    arguments = ["--tasks", "digits", "clusters10", "--models", "mlp-plain", "--optimizers", "adamw:0.001", "--epochs"]
+    arguments += ["2", "--noise", "symmetric:0.4", "--losses", "mae", "--out", str(tmp_path)]
+    swap.main(arguments)
+    rows = harness.read_rows(tmp_path / "results.jsonl")
+    trained = [(row["dataset"], row["loss"], row["epoch"]) for row in rows]
+    assert trained == [(data, loss, e) for data in ("digits", "clusters10") for loss in ("ce", "mae") for e in (1, 2)]
+    assert {row["recipe"]["optimizer"] for row in rows} == {"adamw"}
+    table = capsys.readouterr().out
+    swap.main([*arguments, "--table"])
+    assert capsys.readouterr().out.strip() in table
+    swap.main(shlex.split(rows[-1]["command"])[2:])
+    assert harness.read_rows(tmp_path / "results.jsonl") == rows
+
+
+def test_the_verdict_of_the_swap_by_hand():
+    def row(loss, noise, epochs, accuracy, memorised=None, seed=0):
+        recipe = {"optimizer": "sgd", "lr": 0.1}
+        fields = {"dataset": "digits", "model": "mlp", "recipe": recipe, "hyperparameters": {}, "seed": seed}
+        fields |= {"loss": loss, "noise": noise, "epochs": epochs, "epoch": epochs}
+        return fields | {"test_accuracy": accuracy, "memorised": memorised}
+
+    rows = [row("ce", "clean", 100, 98.0), row("mae", "clean", 100, 97.5)]
+    rows += [row("ce", "symmetric:0.4", 5, 90.0, 2.0), row("mae", "symmetric:0.4", 5, 19.0, 1.0)]
+    rows += [row("ce", "symmetric:0.4", 100, x, 99.0, seed) for seed, x in enumerate((68.0, 72.0))]
+    rows += [row("mae", "symmetric:0.4", 100, x, 5.0, seed) for seed, x in enumerate((89.0, 91.0))]
+    rows += [row("ce", "symmetric:0.8", 100, 30.0, 99.0), row("mae", "symmetric:0.8", 100, 10.0, 9.0)]
+    rows += [row("nce", "clean", 100, 99.0), row("nce", "clean", 90, 1.0)]  # the last has no cross entropy beside it
+    verdicts = [[cell.strip() for cell in line.split("|")[1:-1]] for line in swap.report(rows).splitlines()]
+    assert ["digits", "mlp", "sgd:0.1", "100", "clean", "-", "98.00", "97.50", "99.00"] in verdicts
+    assert ["mae", "+0.5", "+71.0", "+20.0", "2", "4"] in verdicts
+    assert ["nce", "-1.0", "-", "-", "0", "1"] in verdicts
+
+
+def test_clusters_are_what_they_say():
+    task = swap.clusters(100)
+    assert (len(task.train_targets), len(task.test_targets)) == (10_000, 5_000)
+    assert task.train_targets.bincount().tolist() == [100] * 100
+    train, test = task.train_inputs(torch.arange(10_000)), task.test_inputs(torch.arange(5_000))
+    centres = torch.stack([train[task.train_targets == k].mean(0) for k in range(100)])
+    nearest = torch.cdist(test, centres).argmin(1)
+    assert (nearest == task.test_targets).float().mean() > 0.9
+    assert set(task.mapping) | set(task.mapping.values()) == set(range(100))
