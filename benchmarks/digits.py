@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from harness import (
+    DROP_IN,
     Setup,
     Task,
     at_least,
@@ -34,6 +35,7 @@ from torch import nn
 
 from noisyloss.noise import MNIST_MAPPING
 
+LOSSES = ["ce", "focal", "nce", "mae", "gce", "nce+rce", "nfl+rce", DROP_IN]
 RECIPE = {
     "optimizer": "sgd",
     "lr": 0.05,
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None, *, helping: bool = False) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/digits"), help="results.jsonl and plots (default: %(default)s)")
-    add("--losses", nargs="+", metavar="ID", default=["ce", "focal", "nce", "mae", "gce", "nce+rce", "nfl+rce"])
+    add("--losses", nargs="+", metavar="ID", default=LOSSES)
     add("--noise", nargs="+", metavar="KIND", default=["symmetric:0.4", "symmetric:0.6"])
     add("--seeds", nargs="+", metavar="N", type=at_least(0), default=[0, 1])
     add("--epochs", metavar="N", type=at_least(1), default=100)

@@ -24,6 +24,7 @@ import torch
 from cifar10 import cifar10, cnn4, cnn4bn, load
 from digits import digits, mlp
 from harness import (
+    DROP_IN,
     NOISE_KINDS,
     Row,
     Setup,
@@ -47,8 +48,7 @@ OPTIMIZERS = {
     "sgd:0.01": {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
     "adamw:0.001": {"optimizer": "adamw", "lr": 1e-3, "momentum": None, "weight_decay": 1e-2},
 }
-DEFAULT = "nce+rce:alpha=0.4,beta=0.4,logit_bias=fading"  # APLLoss()
-LOSSES = ["gce", "nce+rce", "nce+rce:logit_bias=auto", DEFAULT]
+LOSSES = ["gce", "nce+rce", "nce+rce:logit_bias=auto", DROP_IN]
 NOISES = ["clean", "symmetric:0.4", "symmetric:0.8", "asymmetric:0.4"]
 SHORT = 10  # epochs, at most
 MEMORISED = 50  # per cent of the wrong labels, at least: here cross entropy has had the time

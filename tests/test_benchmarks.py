@@ -509,7 +509,7 @@ def test_the_table_has_means_over_seeds_and_published_numbers(tmp_path, capsys):
 
 
 def test_the_default_of_the_swap_is_the_drop_in():
-    name, given = parse_loss(swap.DEFAULT)
+    name, given = parse_loss(harness.DROP_IN)
     assert repr(create_loss(name, **given)) == repr(APLLoss())
 
 
