@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CLASS_DIM = 1
 
 _BLOCKWISE_FROM = 1 << 19  # elements; for fewer, a node written in Python costs more than it saves
-_BLOCK = 1 << 19  # elements, two megabytes of float32
+_BLOCK = 1 << 20  # elements; smaller blocks would move rows from one core's cache to another's
 
 
 class ClassFunction(Protocol):
@@ -69,7 +69,7 @@ def target_and_sums(
     index = index.unsqueeze(CLASS_DIM)
     if bias is not None:
         bias = bias.expand(index.shape)
-    if _blockwise(input):
+    if _blockwise(input, functions):
         if input.is_cuda:
             from noisyloss import _fused  # here, for it imports Triton and the losses
 
@@ -110,10 +110,10 @@ def unlearned(input: Tensor, valid: Tensor | None) -> Tensor:
     return (1 - information / most).clamp(0, 1)
 
 
-def _blockwise(input: Tensor) -> bool:
-    """Whether the node below pays; compilers and function transforms make better of the plain lines above."""
+def _blockwise(input: Tensor, functions: Sequence[ClassFunction]) -> bool:
+    """Whether the node below pays, later without a sum; compilers and transforms make better of the lines above."""
     return (
-        input.numel() >= _BLOCKWISE_FROM
+        input.numel() >= (_BLOCKWISE_FROM if functions else 8 * _BLOCKWISE_FROM)
         and input.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
