@@ -35,7 +35,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import Row, append_row, at_least, check, device_name, git_commit, parse_loss, read_rows, shell_command
+from harness import (
+    DROP_IN,
+    Row,
+    append_row,
+    at_least,
+    check,
+    device_name,
+    git_commit,
+    parse_loss,
+    read_rows,
+    shell_command,
+)
 from torch import Tensor
 
 from noisyloss import WeightedSum, create_loss, list_losses
@@ -93,9 +104,13 @@ def one_hot_form(loss: torch.nn.Module) -> Call | None:
     """Return a loss in its one-hot form; None if it has none here."""
     if not isinstance(loss, WeightedSum):
         form, settings = FORMS.get(loss.id), loss.hyperparameters
-        return None if form is None or loss.label_smoothing else lambda z, y: form(z, y, **settings).mean()
+        return (
+            None
+            if form is None or loss.label_smoothing or loss.logit_bias
+            else lambda z, y: form(z, y, **settings).mean()
+        )
     first, *others = zip(loss.weights, map(one_hot_form, loss.losses), strict=True)
-    if loss.label_smoothing or any(member is None for _, member in (first, *others)):
+    if loss.label_smoothing or loss.logit_bias or any(member is None for _, member in (first, *others)):
         return None
     return lambda z, y: sum((w * member(z, y) for w, member in others), first[0] * first[1](z, y))
 
@@ -342,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", default=Path("out/speed"), help="of rows and plots (default: %(default)s)")
-    add("--losses", nargs="+", metavar="ID", default=list_losses(), help="default: all")
+    add("--losses", nargs="+", metavar="ID", default=[*list_losses(), DROP_IN], help="default: all, and the drop-in")
     add("--shapes", nargs="+", metavar="NxC[:DTYPE]", help=f"default: {' '.join(SHAPES['cuda'])} (CUDA)")
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="where a shape has none (default: float32)")
     add("--modes", nargs="+", choices=MODES, default=MODES, help="default: both")

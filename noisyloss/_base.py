@@ -17,9 +17,9 @@ from noisyloss._log_probs import (
     at_least_float32,
     class_sums,
     elementwise_derivative,
+    information,
     log_probs,
     target_and_sums,
-    unlearned,
 )
 
 if TYPE_CHECKING:
@@ -194,8 +194,10 @@ class RobustLoss(nn.Module):
         """Return the logit bias of every sample, as far as it acts, to be broadcast over the classes."""
         if not (self.logit_bias and self.training and torch.is_grad_enabled()):
             return None
-        bias = input.new_full((), self._largest_bias(input.shape[CLASS_DIM]), dtype=at_least_float32(input))
-        return bias * (1 - (1 - unlearned(input, valid)) ** 2) ** 4 if self.logit_bias == "fading" else bias
+        largest = self._largest_bias(input.shape[CLASS_DIM])
+        if self.logit_bias == "fading":
+            return (1 - information(input, valid) ** 2) ** 4 * largest
+        return input.new_full((), largest, dtype=at_least_float32(input))
 
     def _largest_bias(self, num_classes: int) -> float:
         return math.log(num_classes - 1) if isinstance(self.logit_bias, str) else self.logit_bias

@@ -91,23 +91,20 @@ def _target_and_sums(
 
 
 @torch.no_grad()
-def unlearned(input: Tensor, valid: Tensor | None) -> Tensor:
-    """How little every prediction says of its sample: 1 if all are the same, 0 if they are sure and differ.
+def information(input: Tensor, valid: Tensor | None) -> Tensor:
+    """What every prediction says of its sample: 0 if all are the same, 1 if they are sure and differ.
 
-    ``1 - KL(p, mean p) / log min(N, C)``, the class axis kept, with the mean over the valid samples. Sureness alone
-    would not do: a network that is sure of one class whatever the sample has learned nothing.
+    ``KL(p, mean p) / log min(N, C)``, the class axis kept, with the mean over the valid samples. Sureness alone would
+    not do: a network that is sure of one class whatever the sample has learned nothing.
     """
     log_p = log_probs(input)
     p = log_p.exp()
     samples = [dim for dim in range(p.dim()) if dim != CLASS_DIM]
-    if valid is None:
-        mean = p.mean(samples, keepdim=True)
-    else:
-        mean = p.where(valid.unsqueeze(CLASS_DIM), 0.0).sum(samples, keepdim=True) / valid.sum()
-    log_mean = mean.clamp(min=torch.finfo(p.dtype).tiny).log().flatten()
-    information = (p * log_p).sum(CLASS_DIM, keepdim=True) - (p.movedim(CLASS_DIM, -1) @ log_mean).unsqueeze(CLASS_DIM)
+    counted = p if valid is None else p.where(valid.unsqueeze(CLASS_DIM), 0.0)
+    total = counted.sum(samples, keepdim=True)
+    mean = (total / total.sum()).clamp(min=torch.finfo(p.dtype).tiny)
     most = math.log(max(2, min(p.shape[CLASS_DIM], p.numel() // p.shape[CLASS_DIM])))
-    return (1 - information / most).clamp(0, 1)
+    return (log_p.sub_(mean.log_()).mul_(p).sum(CLASS_DIM, keepdim=True) / most).clamp(0, 1)
 
 
 def _blockwise(input: Tensor, functions: Sequence[ClassFunction]) -> bool:
