@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -511,10 +512,23 @@ def _by_loss(curves: Sequence[list[Row]]) -> dict[tuple[str, str], list[list[Row
 
 
 def loss_label(row: Row, rows: Sequence[Row]) -> str:
-    """Return the id, and those hyper-parameters that differ among the rows with this id."""
-    others = [other["hyperparameters"] for other in rows if other["loss"] == row["loss"]]
+    """Return the id, and those hyper-parameters that differ among the rows with this id; the drop-in by its class."""
+    if _is_drop_in(row):
+        return "APLLoss()"
+    others = [other["hyperparameters"] for other in rows if other["loss"] == row["loss"] and not _is_drop_in(other)]
     mine = row["hyperparameters"]
     return row["loss"] + _in_brackets({k: v for k, v in mine.items() if any(o.get(k) != v for o in others)})
+
+
+def _is_drop_in(row: Row) -> bool:
+    name, settings = _drop_in()
+    return row["loss"] == name and row["hyperparameters"] == settings
+
+
+@functools.cache
+def _drop_in() -> tuple[str, dict[str, Any]]:
+    name, given = parse_loss(DROP_IN)
+    return name, hyperparameters(name, given)
 
 
 def _in_brackets(settings: Mapping[str, Any]) -> str:

@@ -268,6 +268,11 @@ def report(rows: Iterable[Row], out: Path) -> None:
         print(f"\n{path}")
 
 
+def shown(loss: str) -> str:
+    """Return the spec, or the class for the drop-in."""
+    return "APLLoss()" if loss == DROP_IN else loss
+
+
 def elements(shape: str) -> int:
     """Return N·C."""
     return math.prod(map(int, shape.split("x")))
@@ -295,7 +300,7 @@ def table(cells: Cells, losses: Sequence[str], shapes: Sequence[str], modes: Seq
     heads = (head for shape in shapes for head in (shape.replace("x", "×"), ONE_HOT))
     lines = [["loss", *heads, f"{kept} / input", "of copy"]]
     lines.append(line("torch, µs", "ce", (TORCH, ""), lambda row: f"{row['p50']:.0f}"))
-    lines += [line(loss, loss, (OURS, ONE_HOT), lambda row: f"{row['ratio']:.2f}") for loss in losses]
+    lines += [line(shown(loss), loss, (OURS, ONE_HOT), lambda row: f"{row['ratio']:.2f}") for loss in losses]
     columns = [column for column in zip(*lines, strict=True) if "".join(column[1:]).strip("–/ ")]
     widths = [max(map(len, column)) for column in columns]
     lines = list(zip(*columns, strict=True))
@@ -325,7 +330,9 @@ def plot(
             dots = axes.errorbar(middle, places, xerr=(middle - low, high - middle), fmt="o", color=colour).lines[0]
             dots.set(markersize=4.5, markerfacecolor="white" if mode == "compiled" else colour)
             handles[f"{implementation}, {mode}"] = dots
-        axes.set(title=shape.replace("x", " × "), xscale="log", yticks=range(len(losses)), yticklabels=losses)
+        axes.set(
+            title=shape.replace("x", " × "), xscale="log", yticks=range(len(losses)), yticklabels=map(shown, losses)
+        )
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     low, high = panels[0].get_xlim()

@@ -556,3 +556,13 @@ def test_clusters_are_what_they_say():
     nearest = torch.cdist(test, centres).argmin(1)
     assert (nearest == task.test_targets).float().mean() > 0.9
     assert set(task.mapping) | set(task.mapping.values()) == set(range(100))
+
+
+def test_the_drop_in_goes_by_its_name():
+    def row(spec):
+        name, given = parse_loss(spec)
+        return {"loss": name, "hyperparameters": harness.hyperparameters(name, given)}
+
+    rows = [row(spec) for spec in ("nce+rce", harness.DROP_IN, "ce", "gce", "gce:q=0.5")]
+    shown = [harness.loss_label(row, rows) for row in rows]
+    assert shown == ["nce+rce", "APLLoss()", "ce", "gce (q=0.7)", "gce (q=0.5)"]
