@@ -442,6 +442,7 @@ def device_name(device: torch.device) -> str:
     return f"CPU {name}, {torch.get_num_threads()} thread{'s'[: torch.get_num_threads() > 1]}"
 
 
+@functools.cache  # what runs is what was there at the start, whatever happens to the files in the hours after
 def git_commit() -> str | None:
     """Return the short hash of the commit, -dirty if a tracked file differs; None outside git."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]

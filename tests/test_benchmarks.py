@@ -566,3 +566,11 @@ def test_the_drop_in_goes_by_its_name():
     rows = [row(spec) for spec in ("nce+rce", harness.DROP_IN, "ce", "gce", "gce:q=0.5")]
     shown = [harness.loss_label(row, rows) for row in rows]
     assert shown == ["nce+rce", "APLLoss()", "ce", "gce (q=0.7)", "gce (q=0.5)"]
+
+
+def test_a_run_of_hours_keeps_the_commit_it_started_with(monkeypatch):
+    harness.git_commit.cache_clear()
+    answers = iter(["abc1234\n", "def5678-dirty\n"])
+    monkeypatch.setattr(harness.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, next(answers)))
+    assert [harness.git_commit(), harness.git_commit()] == ["abc1234", "abc1234"]
+    harness.git_commit.cache_clear()
