@@ -94,6 +94,7 @@ def test_gradients_of_the_biased_loss(make_loss, path, generator):
 
 
 @pytest.mark.parametrize("bias", [*BIASES, "fading"])
+@pytest.mark.filterwarnings("ignore:.*amp.autocast:FutureWarning")  # torch 2.4 warns of its own call
 def test_checkpointing_changes_nothing(bias, generator):
     input, target = draw(generator, 8, 5).requires_grad_(), torch.randint(5, (8,), generator=generator)
     loss = APLLoss(logit_bias=bias)
