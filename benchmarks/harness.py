@@ -496,19 +496,24 @@ def _curves(rows: Iterable[Row]) -> list[list[Row]]:
         curves.setdefault(identity(row), {}).setdefault(row["epoch"], row)
 
     def place(curve: list[Row]) -> tuple[Any, ...]:
-        kind, _, rate = curve[0]["noise"].partition(":")
         loss, settings = curve[0]["loss"], json.dumps(curve[0]["hyperparameters"])
-        return NOISE_KINDS.index(kind), float(rate or 0), loss.count("+"), loss, settings, curve[0]["seed"]
+        return noise_place(curve[0]["noise"]), loss.count("+"), loss, settings, curve[0]["seed"]
 
     return sorted(([curve[epoch] for epoch in sorted(curve)] for curve in curves.values()), key=place)
+
+
+def noise_place(noise: str) -> tuple[int, float]:
+    """Return what noises are sorted by: the kind, then the rate."""
+    kind, _, rate = noise.partition(":")
+    return NOISE_KINDS.index(kind), float(rate or 0)
 
 
 def _by_loss(curves: Sequence[list[Row]]) -> dict[tuple[str, str], list[list[Row]]]:
     """Return the curves that differ in the seed only, under (noise, label of the loss)."""
     cells: dict[tuple[str, str], list[list[Row]]] = {}
-    for curve in curves:
-        label = loss_label(curve[0], [curve[0] for curve in curves])
-        cells.setdefault((curve[0]["noise"], label), []).append(curve)
+    firsts = [curve[0] for curve in curves]
+    for first, curve in zip(firsts, curves, strict=True):
+        cells.setdefault((first["noise"], loss_label(first, firsts)), []).append(curve)
     return cells
 
 
@@ -545,10 +550,10 @@ def _table(curves: Sequence[list[Row]], published: Callable[[Row], str] | None) 
         line = [noise, label, mean_std([row["test_accuracy"] for row in last]), mean_std(best)]
         line += [mean_std([row["memorised"] for row in last if row["memorised"] is not None]), str(len(cell))]
         lines.append(line + ([published(last[0])] if published else []))
-    return table(lines)
+    return markdown_table(lines)
 
 
-def table(lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; the first line is its head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines = [lines[0], ["-" * width for width in widths], *lines[1:]]

@@ -43,6 +43,7 @@ from harness import (
     check,
     device_name,
     git_commit,
+    markdown_table,
     parse_loss,
     read_rows,
     shell_command,
@@ -302,11 +303,7 @@ def table(cells: Cells, losses: Sequence[str], shapes: Sequence[str], modes: Seq
     lines.append(line("torch, µs", "ce", (TORCH, ""), lambda row: f"{row['p50']:.0f}"))
     lines += [line(shown(loss), loss, (OURS, ONE_HOT), lambda row: f"{row['ratio']:.2f}") for loss in losses]
     columns = [column for column in zip(*lines, strict=True) if "".join(column[1:]).strip("–/ ")]
-    widths = [max(map(len, column)) for column in columns]
-    lines = list(zip(*columns, strict=True))
-    lines.insert(1, ["-" * width for width in widths])
-    padded = ([text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    return markdown_table(list(zip(*columns, strict=True)))
 
 
 def plot(

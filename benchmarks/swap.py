@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,6 @@ from cifar10 import cifar10, cnn4, cnn4bn, load
 from digits import digits, mlp
 from harness import (
     DROP_IN,
-    NOISE_KINDS,
     Row,
     Setup,
     Task,
@@ -34,11 +33,12 @@ from harness import (
     device_name,
     loss_label,
     make_runs,
+    markdown_table,
     mean_std,
+    noise_place,
     parse_loss,
     read_rows,
     shell_command,
-    table,
     train_all,
 )
 from torch import nn
@@ -137,26 +137,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in args.tasks:
         suite = SUITES[name]
         setup = Setup(suite.task(args), suite.models, args.out, device, memorised_every=5)
-        for epochs in args.epochs or suite.epochs:
-            for model in args.models or suite.models:
-                for optimizer in args.optimizers:
+        parts = (args.epochs or suite.epochs, args.models or suite.models, args.optimizers)
+        for epochs, model, optimizer in itertools.product(*parts):
+            options = {"out": args.out, "tasks": name, "models": model, "optimizers": optimizer, "epochs": epochs}
+            options |= {"threads": args.threads}
 
-                    def command(loss: str, noise: str, seed: int, options: Row) -> str:
-                        return shell_command("swap.py", out=args.out, **options, losses=loss, noise=noise, seeds=seed)
+            def command(loss: str, noise: str, seed: int, options: Row = options) -> str:
+                return shell_command("swap.py", **options, losses=loss, noise=noise, seeds=seed)
 
-                    options = {"tasks": name, "models": model, "optimizers": optimizer, "epochs": epochs}
-                    options |= {"threads": args.threads}
-                    protocol = {"dataset": setup.task.name, "model": model, "epochs": epochs}
-                    runs = make_runs(
-                        ["ce", *args.losses],
-                        args.noise or suite.noises,
-                        args.seeds,
-                        functools.partial(command, options=options),
-                        device,
-                        recipe=OPTIMIZERS[optimizer] | suite.recipe,
-                        **protocol,
-                    )
-                    train_all(runs, setup)
+            protocol = {"dataset": setup.task.name, "model": model, "epochs": epochs}
+            protocol["recipe"] = OPTIMIZERS[optimizer] | suite.recipe
+            noises = args.noise or suite.noises
+            train_all(make_runs(["ce", *args.losses], noises, args.seeds, command, device, **protocol), setup)
     print(f"\n{device_name(device)}\n\n{report(read_rows(results))}")
     return None
 
@@ -168,19 +160,17 @@ def report(rows: Iterable[Row]) -> str:
     """Return the table of every setting, and what it comes to for every loss."""
     rows = [row for row in rows if row["epoch"] == row["epochs"]]
     labels = {id(row): loss_label(row, rows) for row in rows}
-    settings: dict[str, Cells] = {}
+    settings: dict[tuple[str, ...], Cells] = {}
     for row in sorted(rows, key=_place):
-        key = json.dumps([_setting(row)[:4], row["noise"]])
-        settings.setdefault(key, {}).setdefault(labels[id(row)], []).append(row)
-    settings = {key: cells for key, cells in settings.items() if "ce" in cells}
+        settings.setdefault(_setting(row), {}).setdefault(labels[id(row)], []).append(row)
+    settings = {setting: cells for setting, cells in settings.items() if "ce" in cells}
     losses = list(dict.fromkeys(["ce", *(label for cells in settings.values() for label in cells)]))
     lines = [["task", "model", "optimizer", "epochs", "noise", "memorised by ce", *losses]]
-    for cells in settings.values():
-        first = cells["ce"][0]
+    for setting, cells in settings.items():
         memorised = [row["memorised"] for row in cells["ce"] if row["memorised"] is not None]
-        line = [*map(str, _setting(first)[:4]), first["noise"], mean_std(memorised)]
-        lines.append(line + [_accuracies(cells.get(loss)) for loss in losses])
-    return f"{table(lines)}\n\n{table(_verdicts(list(settings.values()), losses))}"
+        accuracies = ([row["test_accuracy"] for row in cells.get(loss, [])] for loss in losses)
+        lines.append([*setting, mean_std(memorised), *map(mean_std, accuracies)])
+    return f"{markdown_table(lines)}\n\n{markdown_table(_verdicts(list(settings.values()), losses))}"
 
 
 def _verdicts(settings: Sequence[Cells], losses: Sequence[str]) -> list[list[str]]:
@@ -211,20 +201,17 @@ def _mean(rows: Sequence[Row], field: str) -> float:
     return sum(row[field] or 0.0 for row in rows) / len(rows)
 
 
-def _accuracies(rows: Sequence[Row] | None) -> str:
-    return mean_std([row["test_accuracy"] for row in rows]) if rows else "-"
+def _setting(row: Row) -> tuple[str, ...]:
+    return row["dataset"], row["model"], _optimizer(row), str(row["epochs"]), row["noise"]
 
 
-def _setting(row: Row) -> tuple[str, str, str, int, int]:
-    recipe = row["recipe"]
-    order = [*SUITES].index(row["dataset"]) if row["dataset"] in SUITES else len(SUITES)
-    return row["dataset"], row["model"], f"{recipe['optimizer']}:{recipe['lr']}", row["epochs"], order
+def _optimizer(row: Row) -> str:
+    return f"{row['recipe']['optimizer']}:{row['recipe']['lr']}"
 
 
 def _place(row: Row) -> tuple[object, ...]:
-    task, model, optimizer, epochs, order = _setting(row)
-    kind, _, rate = row["noise"].partition(":")
-    return order, task, model, epochs, optimizer, NOISE_KINDS.index(kind), float(rate or 0), row["loss"].count("+")
+    task = [*SUITES].index(row["dataset"])
+    return task, row["model"], row["epochs"], _optimizer(row), noise_place(row["noise"]), row["loss"].count("+")
 
 
 if __name__ == "__main__":

@@ -192,9 +192,9 @@ class RobustLoss(nn.Module):
 
     def _bias(self, input: Tensor, valid: Tensor | None = None) -> Tensor | None:
         """Return the logit bias of every sample, as far as it acts, to be broadcast over the classes."""
-        if not (self.logit_bias and self.training and torch.is_grad_enabled()):
+        largest = self._largest_bias(input.shape[CLASS_DIM])  # 0 with two classes, whatever the mode
+        if not (largest and self.training and torch.is_grad_enabled()):
             return None
-        largest = self._largest_bias(input.shape[CLASS_DIM])
         if self.logit_bias == "fading":
             return (1 - information(input, valid) ** 2) ** 4 * largest
         return input.new_full((), largest, dtype=at_least_float32(input))
@@ -301,9 +301,11 @@ class RobustLoss(nn.Module):
 
     def _class_sum_range(self, num_classes: int, bias: float) -> tuple[float, float]:
         """Return the range of the sum under every logit bias from 0 to this; a bias only lowers a loss."""
-        constant = self._symmetry_constant(num_classes)
         low, high = (num_classes * end for end in self._bounds(num_classes))
-        return (constant if not bias else low, constant) if constant is not None else (low, high)
+        constant = self._symmetry_constant(num_classes)
+        if constant is None:
+            return low, high
+        return low if bias else constant, constant
 
     def _class_weights(self, num_classes: int) -> list[float]:
         """Return the distinct class weights."""

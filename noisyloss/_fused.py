@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from noisyloss._log_probs import CLASS_DIM, _target_and_sums
+from noisyloss._log_probs import CLASS_DIM, differentiable_grad
 from noisyloss.losses.pointwise import CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
 
 try:
@@ -105,10 +105,8 @@ class _FusedTargetAndSums(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
         input, index, bias, *scalars = ctx.saved_tensors
         no_grads = (None,) * (2 + len(ctx.functions))
-        if torch.is_grad_enabled():  # for a second derivative: by plain ops, which have one
-            log_p_y, sums = _target_and_sums(input, index, bias, ctx.functions)
-            (grad,) = torch.autograd.grad((log_p_y, *sums), input, (grad_y, *grad_sums), create_graph=True)
-            return grad, *no_grads
+        if torch.is_grad_enabled():
+            return differentiable_grad(input, index, bias, ctx.functions, (grad_y, *grad_sums)), *no_grads
         grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
         grad_sum = grad_sums[0].contiguous() if grad_sums else None
         _launch(_backward, input, ctx.functions, input, index, bias, grad_y.contiguous(), grad_sum, *scalars, grad)

@@ -90,6 +90,15 @@ def _target_and_sums(
     return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions)
 
 
+def differentiable_grad(
+    input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction], grads: Sequence[Tensor]
+) -> Tensor:
+    """The gradient in the input by plain ops, which have a derivative, as the nodes' own kernels have not."""
+    log_p_y, sums = _target_and_sums(input, index, bias, functions)
+    (grad,) = torch.autograd.grad((log_p_y, *sums), input, grads, create_graph=True)
+    return grad
+
+
 @torch.no_grad()
 def information(input: Tensor, valid: Tensor | None) -> Tensor:
     """What every prediction says of its sample: 0 if all are the same, 1 if they are sure and differ.
@@ -147,10 +156,8 @@ class _TargetAndSums(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
         input, index, bias, log_p = ctx.saved_tensors
         no_grads = (None,) * (2 + len(ctx.functions))
-        if torch.is_grad_enabled():  # for a second derivative: by plain ops, which have one
-            log_p_y, sums = _target_and_sums(input, index, bias, ctx.functions)
-            (grad,) = torch.autograd.grad((log_p_y, *sums), input, (grad_y, *grad_sums), create_graph=True)
-            return grad, *no_grads
+        if torch.is_grad_enabled():
+            return differentiable_grad(input, index, bias, ctx.functions, (grad_y, *grad_sums)), *no_grads
         grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
         for rows in _row_blocks(input):
             block = log_p[rows]

@@ -10,7 +10,7 @@ from noisyloss._base import RobustLoss, check_number, loss_class, plain_member
 from noisyloss.losses.pointwise import LOG_OF_ZERO, CELoss, RCELoss
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
     from typing_extensions import Unpack
@@ -71,11 +71,13 @@ class WeightedSum(RobustLoss):
         return list(zip(self.weights, self.losses, strict=True))  # type: ignore[arg-type]
 
     def _bounds(self, num_classes: int) -> tuple[float, float]:
-        parts = [(w, *loss._bounds(num_classes)) for w, loss in self._parts() if w]
-        return sum(w * low for w, low, _ in parts), sum(w * high for w, _, high in parts)
+        return self._added(lambda loss: loss._bounds(num_classes))
 
     def _class_sum_range(self, num_classes: int, bias: float) -> tuple[float, float]:
-        parts = [(w, *loss._class_sum_range(num_classes, bias)) for w, loss in self._parts() if w]
+        return self._added(lambda loss: loss._class_sum_range(num_classes, bias))
+
+    def _added(self, range_of: Callable[[RobustLoss], tuple[float, float]]) -> tuple[float, float]:
+        parts = [(w, *range_of(loss)) for w, loss in self._parts() if w]
         return sum(w * low for w, low, _ in parts), sum(w * high for w, _, high in parts)
 
     def _symmetry_constant(self, num_classes: int) -> float | None:
