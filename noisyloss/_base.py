@@ -182,8 +182,7 @@ class RobustLoss(nn.Module):
             one_hot = torch.zeros_like(input).scatter(CLASS_DIM, index.unsqueeze(CLASS_DIM), 1.0)
             values = self._mixed(input, one_hot, bias)
         else:
-            log_p_y, sums = target_and_sums(input, index, bias, self.sums)
-            values = self.per_class(log_p_y, sums).squeeze(CLASS_DIM)
+            values = self._of_index(input, index.unsqueeze(CLASS_DIM), bias).squeeze(CLASS_DIM)
         share = valid
         if self.weight is not None:
             share = self.weight.to(values.dtype)[index].where(valid, 0.0)
@@ -208,10 +207,27 @@ class RobustLoss(nn.Module):
         target = target.to(input.dtype)
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / input.shape[CLASS_DIM]
-        log_p = log_probs(input if bias is None else input + bias * target)
+        values = self._of_all(input if bias is None else input + bias * target)
         if self.weight is not None:
-            target = target * self.weight.to(log_p.dtype).view(-1, *(1,) * (log_p.dim() - 2))
-        return (target * self.per_class(log_p, class_sums(log_p, self.sums))).sum(CLASS_DIM)
+            target = target * self.weight.to(values.dtype).view(-1, *(1,) * (values.dim() - 2))
+        return (target * values).sum(CLASS_DIM)
+
+    # The two ways in: the loss of one class for every sample, and of all classes. Who transforms logits overrides both.
+
+    def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``loss(z, index)``, the class axis kept, with the bias on the logit of that class."""
+        log_p_y, sums = target_and_sums(input, index, bias, self.sums)
+        return self.per_class(log_p_y, sums)
+
+    def _of_all(self, input: Tensor) -> Tensor:
+        """Return ``loss(z, k)`` for every class k."""
+        log_p = log_probs(input)
+        return self.per_class(log_p, class_sums(log_p, self.sums))
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the loss is :meth:`per_class` of the logits' own log-softmax, which a sum computes once for all."""
+        return True
 
     def _check(self, input: Tensor, target: Tensor) -> bool:
         """Refuse what cannot be right, by shape and dtype alone; tell whether the target holds class indices."""
@@ -293,11 +309,25 @@ class RobustLoss(nn.Module):
         """
         return 0.0 if self.symmetry_constant(num_classes) is None else (num_classes - 1) / num_classes
 
+    def asymmetry_ratio(self, num_classes: int) -> float:
+        r"""Return the ratio of the clean label's weight to any other's from which the loss is provably *asymmetric*.
+
+        A loss is asymmetric on the weights w if :math:`\sum_k w_k\, \ell(z, k)` is least where the network is sure of
+        the class with the largest weight (Zhou et al., ICML 2021). Under label noise these are the shares in which a
+        sample's labels come. 1.0: whatever the weights, as of symmetric pointwise losses. Infinite: nothing is proved.
+        """
+        if len(self._class_weights(num_classes)) > 1 or self._largest_bias(num_classes):
+            return math.inf
+        return self._asymmetry_ratio(num_classes)
+
     def _bounds(self, num_classes: int) -> tuple[float, float]:
         return -math.inf, math.inf
 
     def _symmetry_constant(self, num_classes: int) -> float | None:
         return None
+
+    def _asymmetry_ratio(self, num_classes: int) -> float:
+        return math.inf
 
     def _class_sum_range(self, num_classes: int, bias: float) -> tuple[float, float]:
         """Return the range of the sum under every logit bias from 0 to this; a bias only lowers a loss."""
@@ -386,6 +416,27 @@ def loss_class(id: str, name: str = "id") -> type[RobustLoss]:
     return LOSSES[id]
 
 
+class LinkedLoss(RobustLoss):
+    """A loss of transformed logits: ``loss(link(z), k)``; the logit bias comes first."""
+
+    def link(self, input: Tensor) -> Tensor:
+        """Return what stands for the logits, classes along axis 1; in float32 at least, as ``input``."""
+        raise NotImplementedError
+
+    def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+        input = input.to(at_least_float32(input))
+        if bias is not None:
+            input = input.scatter_add(CLASS_DIM, index, bias.expand(index.shape))
+        return super()._of_index(self.link(input), index, None)
+
+    def _of_all(self, input: Tensor) -> Tensor:
+        return super()._of_all(self.link(input))
+
+    @property
+    def _plain(self) -> bool:
+        return False
+
+
 class PointwiseLoss(RobustLoss):
     """A loss that is a function of the target's probability alone: ``loss(z, k) = f(log_p[k])``.
 
@@ -439,3 +490,7 @@ class PointwiseLoss(RobustLoss):
         ):
             return None
         return num_classes * at_0 + (at_1 - at_0)
+
+    def _asymmetry_ratio(self, num_classes: int) -> float:
+        """Return 1 where f is affine in p, as a weighted mean of probabilities is largest at a vertex."""
+        return math.inf if self._symmetry_constant(num_classes) is None else 1.0

@@ -66,7 +66,6 @@ def target_and_sums(
     input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
-    index = index.unsqueeze(CLASS_DIM)
     if bias is not None:
         bias = bias.expand(index.shape)
     if _blockwise(input, functions):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import noisyloss as nl
-from noisyloss._base import LOSSES
+from noisyloss._base import LOSSES, LinkedLoss
 
 TOY = """
 import torch
@@ -119,3 +119,27 @@ def test_the_drop_in_trains():
         optimizer.step()
     assert (noisy != clean).sum() == 200
     assert (model(x).argmax(1) == clean).float().mean() > 0.97
+
+
+class _Halved(LinkedLoss):
+    """Cross entropy of half the logits."""
+
+    def link(self, input):
+        return input / 2
+
+    def per_class(self, log_p, sums):
+        return -log_p
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.5])
+def test_a_linked_loss_sees_transformed_logits_alone_and_in_a_sum(bias):
+    input, target = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
+    biased = input + bias * torch.nn.functional.one_hot(target, 5)
+    halved = torch.nn.functional.cross_entropy(biased / 2, target)
+    plain = torch.nn.functional.cross_entropy(biased, target)
+    assert not torch.isclose(halved, plain)
+    soft = torch.nn.functional.one_hot(target, 5).float()
+    whole = nl.WeightedSum([nl.WeightedSum([_Halved(), nl.CELoss()], [2, 3]), nl.NCELoss()], [1, 0], logit_bias=bias)
+    for kind in (target, soft):
+        torch.testing.assert_close(_Halved(logit_bias=bias)(input, kind), halved)
+        torch.testing.assert_close(whole(input, kind), 2 * halved + 3 * plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -61,10 +62,24 @@ class WeightedSum(RobustLoss):
         return [function for _, loss in self._parts() for function in loss.sums]
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
-        terms, remaining = [], iter(sums)
-        for weight, loss in self._parts():
-            value = loss.per_class(log_p, [next(remaining) for _ in loss.sums])
-            terms.append(value if weight == 1 else weight * value)
+        remaining = iter(sums)
+        return self._weighted(lambda loss: loss.per_class(log_p, [next(remaining) for _ in loss.sums]))
+
+    def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+        if self._plain:
+            return super()._of_index(input, index, bias)
+        return self._weighted(lambda loss: loss._of_index(input, index, bias))
+
+    def _of_all(self, input: Tensor) -> Tensor:
+        return super()._of_all(input) if self._plain else self._weighted(lambda loss: loss._of_all(input))
+
+    @property
+    def _plain(self) -> bool:
+        return all(loss._plain for _, loss in self._parts())
+
+    def _weighted(self, value_of: Callable[[RobustLoss], Tensor]) -> Tensor:
+        values = [(weight, value_of(loss)) for weight, loss in self._parts()]
+        terms = [value if weight == 1 else weight * value for weight, value in values]
         return sum(terms[1:], terms[0])
 
     def _parts(self) -> list[tuple[float, RobustLoss]]:
@@ -79,6 +94,10 @@ class WeightedSum(RobustLoss):
     def _added(self, range_of: Callable[[RobustLoss], tuple[float, float]]) -> tuple[float, float]:
         parts = [(w, *range_of(loss)) for w, loss in self._parts() if w]
         return sum(w * low for w, low, _ in parts), sum(w * high for w, _, high in parts)
+
+    def _asymmetry_ratio(self, num_classes: int) -> float:
+        """Return the largest of the members' ratios: what minimises every member minimises the sum."""
+        return max((loss._asymmetry_ratio(num_classes) for w, loss in self._parts() if w), default=math.inf)
 
     def _symmetry_constant(self, num_classes: int) -> float | None:
         constants = [(w, loss._symmetry_constant(num_classes)) for w, loss in self._parts() if w]
