@@ -48,7 +48,10 @@ DEFAULTS: dict[str, Any] = {
 }
 
 LOSSES: dict[str, type[RobustLoss]] = {}
-"""Every loss class that has an id; a class enters it by ``class NewLoss(PointwiseLoss, id="new")``."""
+"""The class of every id; a class enters it by ``class NewLoss(PointwiseLoss, id="new")``.
+
+``id={"new": {}, "newer": {"q": 2}}`` gives it one id for its defaults and one for other settings.
+"""
 
 
 def check_bool(name: str, value: object) -> bool:
@@ -98,6 +101,8 @@ class RobustLoss(nn.Module):
     """
 
     id: ClassVar[str | None] = None
+    ids: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Every id, with its settings beside the defaults; :attr:`id` is the first."""
     examples: ClassVar[Sequence[dict[str, Any]]] = ()
     """Settings beside the defaults that are worth testing."""
 
@@ -105,14 +110,15 @@ class RobustLoss(nn.Module):
     sums: Sequence[ClassFunction] = ()
     """The functions whose sums over the classes :meth:`per_class` reads."""
 
-    def __init_subclass__(cls, id: str | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, id: str | dict[str, dict[str, Any]] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.id = id
-        if id is not None:
-            held = LOSSES.get(id)
+        cls.ids = {id: {}} if isinstance(id, str) else id or {}
+        cls.id = next(iter(cls.ids), None)
+        for one in cls.ids:
+            held = LOSSES.get(one)
             if held and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise ValueError(f"id: {id!r} is taken by {held.__module__}.{held.__qualname__}")
-            LOSSES[id] = cls
+                raise ValueError(f"id: {one!r} is taken by {held.__module__}.{held.__qualname__}")
+            LOSSES[one] = cls
 
     def __init__(
         self,
@@ -414,6 +420,11 @@ def loss_class(id: str, name: str = "id") -> type[RobustLoss]:
     if id not in LOSSES:
         raise ValueError(f"{name}: expected one of {', '.join(sorted(LOSSES))}; got {id!r}")
     return LOSSES[id]
+
+
+def single_loss(id: str, name: str = "id", **settings: Any) -> RobustLoss:
+    """Return the loss registered under ``id``, which is the argument ``name``."""
+    return loss_class(id, name)(**LOSSES[id].ids[id] | settings)
 
 
 class LinkedLoss(RobustLoss):

@@ -49,6 +49,27 @@ def one_minus_p(log_p: Tensor) -> Tensor:
     return -torch.expm1(clamped) if torch.is_grad_enabled() else clamped.expm1_().neg_()
 
 
+def x_log_x(log_x: Tensor) -> Tensor:
+    """``x log x``, 0 at 0, with a finite gradient down to the smallest finite ``log_x``."""
+    return log_x.exp() * log_x.clamp(min=torch.finfo(log_x.dtype).min)
+
+
+class _NumClasses:
+    """1, whose sum over the classes is their number."""
+
+    def f(self, log_p: Tensor) -> Tensor:
+        return torch.ones_like(log_p)
+
+    def class_sum(self, log_p: Tensor) -> Tensor:
+        return torch.full_like(log_p.narrow(CLASS_DIM, 0, 1), log_p.shape[CLASS_DIM])
+
+    def derivative(self, log_p: Tensor) -> float:
+        return 0.0
+
+
+NUM_CLASSES = _NumClasses()
+
+
 def elementwise_derivative(function: ClassFunction, log_p: Tensor) -> Tensor:
     """``df / dlog_p`` by autograd."""
     with torch.enable_grad():
@@ -94,7 +115,9 @@ def differentiable_grad(
 ) -> Tensor:
     """The gradient in the input by plain ops, which have a derivative, as the nodes' own kernels have not."""
     log_p_y, sums = _target_and_sums(input, index, bias, functions)
-    (grad,) = torch.autograd.grad((log_p_y, *sums), input, grads, create_graph=True)
+    varying = [(value, grad) for value, grad in zip((log_p_y, *sums), grads, strict=True) if value.requires_grad]
+    values, grads = zip(*varying, strict=True)
+    (grad,) = torch.autograd.grad(values, input, grads, create_graph=True)
     return grad
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from noisyloss._base import DEFAULTS, LOSSES, loss_class
+from noisyloss._base import DEFAULTS, LOSSES, loss_class, single_loss
 from noisyloss.losses.combined import APLLoss
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def list_losses() -> list[str]:
 
     Example:
         >>> list_losses()[:5]
-        ['ce', 'focal', 'gce', 'mae', 'mae+rce']
+        ['ael', 'agce', 'amse', 'aul', 'ce']
     """
     return sorted([*LOSSES, *COMBINATIONS])
 
@@ -56,8 +56,9 @@ def create_loss(id: str, **hyperparameters: Any) -> RobustLoss:
         raise TypeError(f"id: expected a string; got {id!r}")
     if "+" not in id:
         _refuse_unknown(id, hyperparameters, loss_class(id).hyperparameter_names())
-        return loss_class(id)(**hyperparameters)
-    members = [loss_class(part) for part in id.split("+")]
+        return single_loss(id, **hyperparameters)
+    parts = id.split("+")
+    members = [loss_class(part) for part in parts]
     if len(members) != 2:
         raise ValueError(f"id: expected a sum of two losses; got {id!r} (see WeightedSum for more)")
     settings = PUBLISHED | COMBINATIONS.get(id, {}) | hyperparameters
@@ -65,8 +66,8 @@ def create_loss(id: str, **hyperparameters: Any) -> RobustLoss:
     names = [[name for name in member.hyperparameter_names() if name not in ("alpha", "beta")] for member in members]
     _refuse_unknown(id, settings, ["alpha", "beta", *names[0], *names[1]])
     active, passive = (
-        member(**{name: settings[name] for name in own if name in settings})
-        for member, own in zip(members, names, strict=True)
+        single_loss(part, **{name: settings[name] for name in own if name in settings})
+        for part, own in zip(parts, names, strict=True)
     )
     return APLLoss(active, passive, **of_sum)
 

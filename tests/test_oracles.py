@@ -47,7 +47,28 @@ ORACLES = {
     "nmae": lambda p, y: (1 - p[y]) / (len(p) - 1),
     "nrce": lambda p, y, A=LOG_ZERO: (1 - p[y]) / (len(p) - 1),
     "ngce": lambda p, y, q=0.1: (1 - p[y] ** q) / (len(p) - (p**q).sum()),
+    "agce": lambda p, y, a=0.6, q=0.6: ((a + 1) ** q - (a + p[y]) ** q) / q,
+    "aul": lambda p, y, a=5.5, q=3.0: ((a - p[y]) ** q - (a - 1) ** q) / q,
+    "ael": lambda p, y, a=2.5: np.exp(-p[y] / a),
+    "amse": lambda p, y, a=30.0: ((a * np.eye(len(p))[y] - p) ** 2).mean(),
+    "mse": lambda p, y: ((np.eye(len(p))[y] - p) ** 2).mean(),
+    "phuber-ce": lambda p, y, tau=2.0: -np.log(p[y]) if p[y] > 1 / tau else -tau * p[y] + np.log(tau) + 1,
+    "phuber-gce": lambda p, y, q=0.7, tau=10.0: phuber_gce(p[y], q, tau, tau ** (1 / (q - 1))),
+    "taylor-ce": lambda p, y, t=2: sum((1 - p[y]) ** i / i for i in range(1, t + 1)),
+    "tgce": lambda p, y, q=0.7, k=0.5: (1 - p[y] ** q) / q if p[y] > k else (1 - k**q) / q,
+    "js": lambda p, y, pi=0.7, scaled=True: (
+        jensen_shannon(np.eye(len(p))[y], p, pi) / (-(1 - pi) * np.log(1 - pi) if scaled else 1)
+    ),
 }
+
+
+def phuber_gce(u, q, tau, threshold):
+    return (1 - u**q) / q if u > threshold else -tau * u + tau * threshold + (1 - threshold**q) / q
+
+
+def jensen_shannon(e, p, pi):
+    mean = pi * e + (1 - pi) * p
+    return pi * (e[e > 0] * np.log(e[e > 0] / mean[e > 0])).sum() + (1 - pi) * (p * np.log(p / mean)).sum()
 
 
 def oracle(id, p, y, **settings):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from noisyloss._base import RobustLoss, check_number, loss_class, plain_member
+from noisyloss._base import RobustLoss, check_number, plain_member, single_loss
 from noisyloss.losses.pointwise import LOG_OF_ZERO, CELoss, RCELoss
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ class APLLoss(_TwoTerms):
         **options: Unpack[Options],
     ) -> None:
         options.setdefault("logit_bias", "fading")
-        active = loss_class(active, "active")() if isinstance(active, str) else plain_member("active", active)
-        passive = loss_class(passive, "passive")() if isinstance(passive, str) else plain_member("passive", passive)
+        active = single_loss(active, "active") if isinstance(active, str) else plain_member("active", active)
+        passive = single_loss(passive, "passive") if isinstance(passive, str) else plain_member("passive", passive)
         super().__init__(active, passive, alpha, beta, **options)
 
     active = property(lambda self: self.losses[0])
