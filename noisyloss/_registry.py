@@ -19,6 +19,13 @@ COMBINATIONS: dict[str, dict[str, float]] = {
     "nfl+rce": {},
     "ngce+mae": {},
     "ngce+rce": {},
+    # Zhou et al., ICML 2021.
+    "nce+agce": {"alpha": 1.0, "beta": 4.0, "a": 6.0, "q": 1.5},
+    "nce+aul": {"alpha": 1.0, "beta": 4.0, "a": 6.3, "q": 1.5},
+    "nce+ael": {"alpha": 1.0, "beta": 4.0, "a": 5.0},
+    # Wang et al., NeurIPS 2024: their MAE is twice ours, so beta = 2 · 5.
+    "epsilon-ce+mae": {"alpha": 0.01, "beta": 10.0, "m": 1e5},
+    "epsilon-focal+mae": {"alpha": 0.01, "beta": 10.0, "m": 1e5},
 }
 """The published sums of two losses, and their hyper-parameters on CIFAR-10 that are not those below."""
 
@@ -31,7 +38,7 @@ def list_losses() -> list[str]:
 
     Example:
         >>> list_losses()[:5]
-        ['ael', 'agce', 'amse', 'aul', 'ce']
+        ['ael', 'agce', 'amse', 'anl-ce', 'anl-fl']
     """
     return sorted([*LOSSES, *COMBINATIONS])
 

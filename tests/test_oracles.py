@@ -56,6 +56,25 @@ ORACLES = {
     "phuber-gce": lambda p, y, q=0.7, tau=10.0: phuber_gce(p[y], q, tau, tau ** (1 / (q - 1))),
     "taylor-ce": lambda p, y, t=2: sum((1 - p[y]) ** i / i for i in range(1, t + 1)),
     "tgce": lambda p, y, q=0.7, k=0.5: (1 - p[y] ** q) / q if p[y] > k else (1 - k**q) / q,
+    "nnce": lambda p, y, p_min=1e-7: normalized_negative(p, y, p_min, lambda p: -np.log(p)),
+    "nnfl": lambda p, y, gamma=0.5, p_min=1e-7, detach_modulator=False: normalized_negative(
+        p, y, p_min, lambda p: -((1 - p) ** gamma) * np.log(p)
+    ),
+    "anl-ce": lambda p, y, alpha=5.0, beta=5.0, gamma=0.0, **more: (
+        alpha * ORACLES["nfl"](p, y, gamma) + beta * ORACLES["nnfl"](p, y, gamma, **more)
+    ),
+    "anl-fl": lambda p, y: 5 * ORACLES["nfl"](p, y) + 5 * ORACLES["nnfl"](p, y),
+    "jal-ce": lambda p, y, alpha=1.0, beta=1.0, a=30.0, gamma=0.0, detach_modulator=False: (
+        alpha * ORACLES["nfl"](p, y, gamma) + beta * ORACLES["amse"](p, y, a)
+    ),
+    "jal-fl": lambda p, y: ORACLES["nfl"](p, y) + ORACLES["amse"](p, y),
+    "unhinged": lambda p, y: -np.log(p[y]) + np.log(p).mean(),
+    "nls": lambda p, y, r=-0.2: -(((1 - r) * np.eye(len(p))[y] + r / len(p)) * np.log(p)).sum(),
+    "bootstrap": lambda p, y, t=0.05: -(((1 - t) * np.eye(len(p))[y] + t * p) * np.log(p)).sum(),
+    "epsilon-ce": lambda p, y, m=1e5, gamma=0.0, p_min=1e-8, detach_modulator=False: ORACLES["focal"](
+        epsilon_softmax(p, m).clip(p_min), y, gamma
+    ),
+    "epsilon-focal": lambda p, y: ORACLES["epsilon-ce"](p, y, gamma=0.1),
     "js": lambda p, y, pi=0.7, scaled=True: (
         jensen_shannon(np.eye(len(p))[y], p, pi) / (-(1 - pi) * np.log(1 - pi) if scaled else 1)
     ),
@@ -64,6 +83,15 @@ ORACLES = {
 
 def phuber_gce(u, q, tau, threshold):
     return (1 - u**q) / q if u > threshold else -tau * u + tau * threshold + (1 - threshold**q) / q
+
+
+def normalized_negative(p, y, p_min, f):
+    share = f(p_min) - f(np.clip(p, p_min, 1))
+    return 1 - share[y] / share.sum()
+
+
+def epsilon_softmax(p, m):
+    return (p + m * np.eye(len(p))[p.argmax()]) / (m + 1)
 
 
 def jensen_shannon(e, p, pi):
@@ -75,7 +103,14 @@ def oracle(id, p, y, **settings):
     if "+" not in id:
         return ORACLES[id](p, y, **settings)
     active, passive = id.split("+")
-    return ORACLES[active](p, y) + ORACLES[passive](p, y)  # the published sums so far: alpha = beta = 1
+    if passive == "mae" and "epsilon" in active:
+        return 0.01 * ORACLES[active](p, y) + 5 * np.abs(np.eye(len(p))[y] - p).sum()
+    if passive in ZHOU:
+        return ORACLES[active](p, y) + 4 * ORACLES[passive](p, y, **ZHOU[passive])
+    return ORACLES[active](p, y) + ORACLES[passive](p, y)
+
+
+ZHOU = {"agce": {"a": 6, "q": 1.5}, "aul": {"a": 6.3, "q": 1.5}, "ael": {"a": 5}}  # with alpha = 1, beta = 4
 
 
 def test_every_single_loss_has_an_oracle():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -62,8 +62,8 @@ class AGCELoss(PointwiseLoss, id="agce"):
         return torch.logaddexp(log_p, log_p.new_full((), math.log(self.a)))
 
     def f(self, log_p: Tensor) -> Tensor:
-        log_share = self._log_a_plus_p(log_p) - math.log1p(self.a)
-        return torch.expm1(self.q * log_share) * (-((self.a + 1) ** self.q) / self.q)
+        most: float = (self.a + 1) ** self.q
+        return torch.expm1(self.q * (self._log_a_plus_p(log_p) - math.log1p(self.a))) * (-most / self.q)
 
     def derivative(self, log_p: Tensor) -> Tensor:
         return -torch.exp((self.q - 1) * self._log_a_plus_p(log_p) + log_p)
@@ -109,8 +109,8 @@ class AULLoss(PointwiseLoss, id="aul"):
         self.q = check_number("q", q, "q > 0", lambda q: q > 0)
 
     def f(self, log_p: Tensor) -> Tensor:
-        log_share = torch.log1p(-torch.expm1(log_p) / (self.a - 1))  # of a - p in a - 1
-        return torch.expm1(self.q * log_share) * ((self.a - 1) ** self.q / self.q)
+        least: float = (self.a - 1) ** self.q
+        return torch.expm1(self.q * torch.log1p(-torch.expm1(log_p) / (self.a - 1))) * (least / self.q)
 
     def derivative(self, log_p: Tensor) -> Tensor:
         return -((self.a - 1 - torch.expm1(log_p)) ** (self.q - 1)) * torch.exp(log_p)
@@ -133,8 +133,8 @@ class AELLoss(PointwiseLoss, id="ael"):
     Shape:
         See :class:`RobustLoss`.
 
-    Bounds: :math:`[e^{-1/a}, 1]`: the least value is not 0. Symmetric: no. Asymmetric: from the ratio :math:`e^{1/a}` of
-    clean to noise weight, 1.49 by default.
+    Bounds: :math:`[e^{-1/a}, 1]`: the least value is not 0. Symmetric: no. Asymmetric: from the ratio :math:`e^{1/a}`
+    of clean to noise weight, 1.49 by default.
 
     Raises:
         ValueError: if a is not positive.
@@ -211,7 +211,7 @@ class AMSELoss(RobustLoss, id="amse"):
         tensor(3.2500)
     """
 
-    examples: Sequence[dict[str, float]] = ({"a": 2.0},)
+    examples: ClassVar[Sequence[dict[str, Any]]] = ({"a": 2.0},)
     sums: Sequence[ClassFunction] = (_Spread(), NUM_CLASSES)
 
     def __init__(self, a: float = 30.0, **options: Unpack[Options]) -> None:

@@ -135,8 +135,8 @@ class TaylorCELoss(PointwiseLoss, id="taylor-ce"):
     Shape:
         See :class:`RobustLoss`.
 
-    Bounds: :math:`[0, 1 + \frac12 + \dots + \frac1t]`. Symmetric: only with t = 1. Asymmetric: from the ratio t of clean
-    to noise weight.
+    Bounds: :math:`[0, 1 + \frac12 + \dots + \frac1t]`. Symmetric: only with t = 1. Asymmetric: from the ratio t of
+    clean to noise weight.
 
     Raises:
         ValueError: if t is not an integer of at least 1.
@@ -255,8 +255,8 @@ class JSLoss(PointwiseLoss, id="js"):
 
     Example:
         >>> import torch
-        >>> criterion = JSLoss(pi=0.5)
-        >>> criterion(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))  # v = 1/4, m = 3/4: 1 + (-0.3466 + 0.2158) / 0.3466
+        >>> input = torch.tensor([[0.0, 0.0]])  # v = 1/4, m = 3/4: 1 + (-0.3466 + 0.2158) / 0.3466
+        >>> JSLoss(pi=0.5)(input, torch.tensor([1]))
         tensor(0.6226)
     """
 
