@@ -87,6 +87,8 @@ RECOMMENDED: dict[str, dict[str, tuple[dict[str, Any], str]]] = {
     "nce+rce": _apl({"alpha": 10.0, "beta": 0.1}, {"alpha": 50.0, "beta": 0.1})
     | {"clothing1m": ({"alpha": 10.0, "beta": 1.0}, EPS)},
     "nfl+rce": _apl({"alpha": 10.0, "beta": 0.1}, {"alpha": 50.0, "beta": 0.1}),
+    "ngce+mae": _apl({"alpha": 10.0, "beta": 1.0, "q": 0.7}, None),
+    "ngce+rce": {"cifar10": ({}, APL), "mnist": ({"alpha": 1.0, "beta": 10.0}, APL)},
     "agce": {
         "cifar10": ({}, ALF),
         "cifar100": ({}, ALF),
@@ -99,7 +101,7 @@ RECOMMENDED: dict[str, dict[str, tuple[dict[str, Any], str]]] = {
         "cifar10": ({}, ALF),
         "cifar100": ({"alpha": 10.0, "beta": 0.1, "a": 1.8, "q": 3.0}, ALF),
         "mnist": ({"alpha": 0.0, "beta": 1.0, "a": 4.0, "q": 0.2}, ALF),
-        "webvision": ({"alpha": 50.0, "beta": 0.1, "a": 2.5, "q": 3.0}, ALF),
+        "webvision": ({"alpha": 50.0, "beta": 0.1, "a": 2.5, "q": 3.0}, f"{ALF}, {ANL}"),
     },
     "nce+aul": {
         "cifar10": ({}, ALF),

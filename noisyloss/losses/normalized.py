@@ -334,7 +334,7 @@ class NormalizedNegative(_OfPointwise):
         self._complement = _Complement(loss, p_min)
         least, most = *loss.at([1.0]), self._complement.most
         if not least < most < math.inf:
-            raise ValueError(f"p_min: expected a finite f(p_min) above f(1) = {least}; got {most} from {loss!r}")
+            raise ValueError(f"p_min: expected a finite f(p_min) above f(1); got {most} from {loss!r}")
 
     p_min = property(lambda self: self._complement.p_min)
 

@@ -163,8 +163,8 @@ class EpsilonSoftmaxLoss(RobustLoss, id={"epsilon-ce": {}, "epsilon-focal": {"ga
     code takes the first). The published loss adds MAE: ``create_loss("epsilon-ce+mae")``.
 
     Args:
-        m: at least 0; 0 is the softmax. Default: 1e5, the paper's on CIFAR-10 with symmetric noise; with asymmetric noise
-            it has 1e3.
+        m: at least 0; 0 is the softmax. Default: 1e5, the paper's on CIFAR-10 with symmetric noise; 1e3 with asymmetric
+            noise.
         gamma: see :class:`FocalLoss`. Default: 0, cross entropy; ``epsilon-focal`` has 0.1, the paper's.
         p_min: in [0, 1). Default: 1e-8, the published code's. With it and m = 1e5, a class that is not the argmax and
             has a probability below 0.001 has no gradient.
