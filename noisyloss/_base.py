@@ -16,7 +16,6 @@ from noisyloss._log_probs import (
     ClassFunction,
     at_least_float32,
     class_sums,
-    elementwise_derivative,
     information,
     log_probs,
     target_and_sums,
@@ -48,7 +47,10 @@ DEFAULTS: dict[str, Any] = {
 }
 
 LOSSES: dict[str, type[RobustLoss]] = {}
-"""Every loss class that has an id; a class enters it by ``class NewLoss(PointwiseLoss, id="new")``."""
+"""The class of every id; a class enters it by ``class NewLoss(PointwiseLoss, id="new")``.
+
+``id={"new": {}, "newer": {"q": 2}}`` gives it one id for its defaults and one for other settings.
+"""
 
 
 def check_bool(name: str, value: object) -> bool:
@@ -98,6 +100,8 @@ class RobustLoss(nn.Module):
     """
 
     id: ClassVar[str | None] = None
+    ids: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Every id, with its settings beside the defaults; :attr:`id` is the first."""
     examples: ClassVar[Sequence[dict[str, Any]]] = ()
     """Settings beside the defaults that are worth testing."""
 
@@ -105,14 +109,15 @@ class RobustLoss(nn.Module):
     sums: Sequence[ClassFunction] = ()
     """The functions whose sums over the classes :meth:`per_class` reads."""
 
-    def __init_subclass__(cls, id: str | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, id: str | dict[str, dict[str, Any]] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.id = id
-        if id is not None:
-            held = LOSSES.get(id)
+        cls.ids = {id: {}} if isinstance(id, str) else id or {}
+        cls.id = next(iter(cls.ids), None)
+        for one in cls.ids:
+            held = LOSSES.get(one)
             if held and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise ValueError(f"id: {id!r} is taken by {held.__module__}.{held.__qualname__}")
-            LOSSES[id] = cls
+                raise ValueError(f"id: {one!r} is taken by {held.__module__}.{held.__qualname__}")
+            LOSSES[one] = cls
 
     def __init__(
         self,
@@ -416,6 +421,11 @@ def loss_class(id: str, name: str = "id") -> type[RobustLoss]:
     return LOSSES[id]
 
 
+def single_loss(id: str, name: str = "id", **settings: Any) -> RobustLoss:
+    """Return the loss registered under ``id``, which is the argument ``name``."""
+    return loss_class(id, name)(**LOSSES[id].ids[id] | settings)
+
+
 class LinkedLoss(RobustLoss):
     """A loss of transformed logits: ``loss(link(z), k)``; the logit bias comes first."""
 
@@ -437,7 +447,7 @@ class LinkedLoss(RobustLoss):
         return False
 
 
-class PointwiseLoss(RobustLoss):
+class PointwiseLoss(RobustLoss, ClassFunction):
     """A loss that is a function of the target's probability alone: ``loss(z, k) = f(log_p[k])``.
 
     Subclasses give :meth:`f`, which must not increase with the probability; its range and its symmetry are read off it.
@@ -446,17 +456,6 @@ class PointwiseLoss(RobustLoss):
     def f(self, log_p: Tensor) -> Tensor:
         """Return the loss of a target with log-probability ``log_p``, elementwise."""
         raise NotImplementedError
-
-    slope: ClassVar[float | None] = None
-    """``df / dlog_p`` where that is constant, as then f is the slope times log_p; else None."""
-
-    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
-        """Return ``sum_k f(log_p[k])``, the class axis kept; p is given where it is at hand."""
-        return self.f(log_p).sum(CLASS_DIM, keepdim=True)
-
-    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
-        """Return ``df / dlog_p`` elementwise, in new memory."""
-        return elementwise_derivative(self.f, log_p)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor] = ()) -> Tensor:
         """Return ``f(log_p)``."""

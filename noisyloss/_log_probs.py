@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 CLASS_DIM = 1
 
@@ -19,19 +18,26 @@ _BLOCKWISE_FROM = 1 << 19  # elements; for fewer, a node written in Python costs
 _BLOCK = 1 << 20  # elements; smaller blocks would move rows from one core's cache to another's
 
 
-class ClassFunction(Protocol):
+class ClassFunction:
     """A scalar function of a log-probability, with what is needed to sum it over the classes."""
 
-    slope: float | None
-    """df / dlog_p where that is constant, as then f is the slope times log_p; else None."""
+    affine: ClassVar[tuple[float, float] | None] = None
+    """(a, b) where f is a + b log_p, which spares the passes below; else None."""
+
+    def f(self, log_p: Tensor) -> Tensor:
+        """Apply the function elementwise."""
+        raise NotImplementedError
 
     def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
-        """Sum the function over the classes, their axis kept; p, where it is at hand, may save an exponential."""
-        ...
+        """Return ``sum_k f(log_p[k])``, the class axis kept; p is given where it is at hand and no gradient asked."""
+        return self.f(log_p).sum(CLASS_DIM, keepdim=True)
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
-        """Give df / dlog_p elementwise, in new memory."""
-        ...
+        """Return ``df / dlog_p`` elementwise, in new memory; here by autograd."""
+        with torch.enable_grad():
+            x = log_p.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.f(x).sum(), x)
+        return slope
 
 
 def log_probs(input: Tensor) -> Tensor:
@@ -52,12 +58,21 @@ def one_minus_p(log_p: Tensor, p: Tensor | None = None) -> Tensor:
     return -torch.expm1(log_p.clamp(max=-eps)) if p is None else (1 - p).clamp_(min=eps)
 
 
-def elementwise_derivative(f: Callable[[Tensor], Tensor], log_p: Tensor) -> Tensor:
-    """``df / dlog_p`` by autograd."""
-    with torch.enable_grad():
-        x = log_p.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(f(x).sum(), x)
-    return slope
+def x_log_x(log_x: Tensor) -> Tensor:
+    """``x log x``, 0 at 0, with a finite gradient down to the smallest finite ``log_x``."""
+    return log_x.exp() * log_x.clamp(min=torch.finfo(log_x.dtype).min)
+
+
+class _NumClasses(ClassFunction):
+    """1, whose sum over the classes is their number."""
+
+    affine = (1.0, 0.0)
+
+    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        return torch.full_like(log_p.narrow(CLASS_DIM, 0, 1), log_p.shape[CLASS_DIM])
+
+
+NUM_CLASSES = _NumClasses()
 
 
 def class_sums(log_p: Tensor, functions: Sequence[ClassFunction]) -> tuple[Tensor, ...]:
@@ -97,7 +112,9 @@ def differentiable_grad(
 ) -> Tensor:
     """The gradient in the input by plain ops, which have a derivative, as the nodes' own kernels have not."""
     log_p_y, sums = _target_and_sums(input, index, bias, functions)
-    (grad,) = torch.autograd.grad((log_p_y, *sums), input, grads, create_graph=True)
+    varying = [(value, grad) for value, grad in zip((log_p_y, *sums), grads, strict=True) if value.requires_grad]
+    values, grads = zip(*varying, strict=True)
+    (grad,) = torch.autograd.grad(values, input, grads, create_graph=True)
     return grad
 
 
@@ -142,13 +159,13 @@ class _TargetAndSums(torch.autograd.Function):
         ctx: Any, input: Tensor, index: Tensor, bias: Tensor | None, *functions: ClassFunction
     ) -> tuple[Tensor, ...]:
         p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
-        linear = any(f.slope is not None for f in functions)
+        affine = any(f.affine for f in functions)
         blocks = []
         for rows in _row_blocks(input, functions):
             z, y, p_block = input[rows], index[rows], p[rows]
             # log p = (z - peak) - rest: two numbers, for beside a large peak the rest would be rounded away.
             peak = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
-            sum_log_p = torch.sub(z, peak, out=p_block).sum(CLASS_DIM, keepdim=True) if linear else peak
+            sum_log_p = torch.sub(z, peak, out=p_block).sum(CLASS_DIM, keepdim=True) if affine else peak
             torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
             rest = p_block.amax(CLASS_DIM, keepdim=True).log_().neg_()
             log_p_y = z.gather(CLASS_DIM, y).sub(peak).sub_(rest)
@@ -159,9 +176,12 @@ class _TargetAndSums(torch.autograd.Function):
                 log_p_y += epsilon - fall
                 sum_log_p = sum_log_p + epsilon
                 p_block.mul_(torch.exp(-fall)).scatter_(CLASS_DIM, y, log_p_y.exp())
-            sum_log_p = sum_log_p - input.shape[CLASS_DIM] * rest
+            num_classes = input.shape[CLASS_DIM]
+            sum_log_p = sum_log_p - num_classes * rest
             sums = [
-                f.class_sum(_log_p(z, y, peak, rest, epsilon), p_block) if f.slope is None else f.slope * sum_log_p
+                f.affine[0] * num_classes + f.affine[1] * sum_log_p
+                if f.affine
+                else f.class_sum(_log_p(z, y, peak, rest, epsilon), p_block)
                 for f in functions
             ]
             blocks.append((log_p_y, peak, rest, *sums))
@@ -178,16 +198,16 @@ class _TargetAndSums(torch.autograd.Function):
         if torch.is_grad_enabled():
             return differentiable_grad(input, index, bias, functions, (grad_y, *grad_sums)), *no_grads
         grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
-        linear = [g * f.slope for f, g in zip(functions, grad_sums, strict=True) if f.slope is not None]
-        curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if f.slope is None]
-        constant = sum(linear, torch.zeros_like(grad_y))
+        constants = [g * f.affine[1] for f, g in zip(functions, grad_sums, strict=True) if f.affine]
+        curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if not f.affine]
+        constant = sum(constants, torch.zeros_like(grad_y))
         for rows in _row_blocks(input, functions):
             z, y, p_block = input[rows], index[rows], p[rows]
             by_log_p = constant[rows]  # of all classes, but for grad_y
             if curved:
                 log_p = _log_p(z, y, peak[rows], rest[rows], None if bias is None else bias[rows])
-                slopes = [f.derivative(log_p, p_block).mul_(g[rows]) for f, g in curved]
-                by_log_p = functools.reduce(Tensor.add_, [*slopes, by_log_p])
+                for f, g in curved:
+                    by_log_p = f.derivative(log_p, p_block).mul_(g[rows]).add_(by_log_p)
             total = grad_y[rows] + by_log_p.expand_as(z).sum(CLASS_DIM, keepdim=True)
             by_z = grad[rows] if grad.dtype == p.dtype else torch.empty_like(p_block)
             torch.mul(p_block, -total, out=by_z).add_(by_log_p).scatter_add_(CLASS_DIM, y, grad_y[rows])
@@ -203,6 +223,6 @@ def _log_p(z: Tensor, y: Tensor, peak: Tensor, rest: Tensor, bias: Tensor | None
 
 def _row_blocks(input: Tensor, functions: Sequence[ClassFunction]) -> list[slice]:
     """Slices of rows that fit into a core's cache together; one slice where there is no such cache to fit into."""
-    size = _BLOCK if all(f.slope is not None for f in functions) else _BLOCK // 4  # others need memory of their own
+    size = _BLOCK if all(f.affine for f in functions) else _BLOCK // 4  # others need memory of their own
     rows = max(1, size * input.shape[0] // input.numel()) if input.device.type == "cpu" else input.shape[0]
     return [slice(start, start + rows) for start in range(0, input.shape[0], rows)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from noisyloss._base import DEFAULTS, LOSSES, loss_class
+from noisyloss._base import DEFAULTS, LOSSES, loss_class, single_loss
 from noisyloss.losses.combined import APLLoss
 
 if TYPE_CHECKING:
@@ -19,6 +19,13 @@ COMBINATIONS: dict[str, dict[str, float]] = {
     "nfl+rce": {},
     "ngce+mae": {},
     "ngce+rce": {},
+    # Zhou et al., ICML 2021.
+    "nce+agce": {"alpha": 1.0, "beta": 4.0, "a": 6.0, "q": 1.5},
+    "nce+aul": {"alpha": 1.0, "beta": 4.0, "a": 6.3, "q": 1.5},
+    "nce+ael": {"alpha": 1.0, "beta": 4.0, "a": 5.0},
+    # Wang et al., NeurIPS 2024: their MAE is twice ours, so beta = 2 · 5.
+    "epsilon-ce+mae": {"alpha": 0.01, "beta": 10.0, "m": 1e5},
+    "epsilon-focal+mae": {"alpha": 0.01, "beta": 10.0, "m": 1e5},
 }
 """The published sums of two losses, and their hyper-parameters on CIFAR-10 that are not those below."""
 
@@ -31,7 +38,7 @@ def list_losses() -> list[str]:
 
     Example:
         >>> list_losses()[:5]
-        ['ce', 'focal', 'gce', 'mae', 'mae+rce']
+        ['ael', 'agce', 'amse', 'anl-ce', 'anl-fl']
     """
     return sorted([*LOSSES, *COMBINATIONS])
 
@@ -56,8 +63,9 @@ def create_loss(id: str, **hyperparameters: Any) -> RobustLoss:
         raise TypeError(f"id: expected a string; got {id!r}")
     if "+" not in id:
         _refuse_unknown(id, hyperparameters, loss_class(id).hyperparameter_names())
-        return loss_class(id)(**hyperparameters)
-    members = [loss_class(part) for part in id.split("+")]
+        return single_loss(id, **hyperparameters)
+    parts = id.split("+")
+    members = [loss_class(part) for part in parts]
     if len(members) != 2:
         raise ValueError(f"id: expected a sum of two losses; got {id!r} (see WeightedSum for more)")
     settings = PUBLISHED | COMBINATIONS.get(id, {}) | hyperparameters
@@ -65,8 +73,8 @@ def create_loss(id: str, **hyperparameters: Any) -> RobustLoss:
     names = [[name for name in member.hyperparameter_names() if name not in ("alpha", "beta")] for member in members]
     _refuse_unknown(id, settings, ["alpha", "beta", *names[0], *names[1]])
     active, passive = (
-        member(**{name: settings[name] for name in own if name in settings})
-        for member, own in zip(members, names, strict=True)
+        single_loss(part, **{name: settings[name] for name in own if name in settings})
+        for part, own in zip(parts, names, strict=True)
     )
     return APLLoss(active, passive, **of_sum)
 

@@ -11,20 +11,40 @@ import torch
 from hypothesis import given
 
 from noisyloss import (
+    AELLoss,
+    AGCELoss,
+    AMSELoss,
+    ANLLoss,
     APLLoss,
+    AULLoss,
+    BootstrapLoss,
     CELoss,
+    EpsilonSoftmaxLoss,
     FocalLoss,
     GCELoss,
+    JALLoss,
+    JSLoss,
     MAELoss,
+    MSELoss,
     NCELoss,
     NFLLoss,
     NGCELoss,
+    NLSLoss,
     NMAELoss,
+    NNCELoss,
+    NNFLLoss,
     Normalized,
+    NormalizedNegative,
     NRCELoss,
+    PHuberCELoss,
+    PHuberGCELoss,
     PointwiseLoss,
     RCELoss,
     SCELoss,
+    Symmetrized,
+    TaylorCELoss,
+    TruncatedGCELoss,
+    UnhingedLoss,
     WeightedSum,
     create_loss,
     list_losses,
@@ -47,14 +67,70 @@ ORACLES = {
     "nmae": lambda p, y: (1 - p[y]) / (len(p) - 1),
     "nrce": lambda p, y, A=LOG_ZERO: (1 - p[y]) / (len(p) - 1),
     "ngce": lambda p, y, q=0.1: (1 - p[y] ** q) / (len(p) - (p**q).sum()),
+    "agce": lambda p, y, a=0.6, q=0.6: ((a + 1) ** q - (a + p[y]) ** q) / q,
+    "aul": lambda p, y, a=5.5, q=3.0: ((a - p[y]) ** q - (a - 1) ** q) / q,
+    "ael": lambda p, y, a=2.5: np.exp(-p[y] / a),
+    "amse": lambda p, y, a=30.0: ((a * np.eye(len(p))[y] - p) ** 2).mean(),
+    "mse": lambda p, y: ((np.eye(len(p))[y] - p) ** 2).mean(),
+    "phuber-ce": lambda p, y, tau=2.0: -np.log(p[y]) if p[y] > 1 / tau else -tau * p[y] + np.log(tau) + 1,
+    "phuber-gce": lambda p, y, q=0.7, tau=10.0: phuber_gce(p[y], q, tau, tau ** (1 / (q - 1))),
+    "taylor-ce": lambda p, y, t=2: sum((1 - p[y]) ** i / i for i in range(1, t + 1)),
+    "tgce": lambda p, y, q=0.7, k=0.5: (1 - p[y] ** q) / q if p[y] > k else (1 - k**q) / q,
+    "nnce": lambda p, y, p_min=1e-7: normalized_negative(p, y, p_min, lambda p: -np.log(p)),
+    "nnfl": lambda p, y, gamma=0.5, p_min=1e-7, detach_modulator=False: normalized_negative(
+        p, y, p_min, lambda p: -((1 - p) ** gamma) * np.log(p)
+    ),
+    "anl-ce": lambda p, y, alpha=5.0, beta=5.0, gamma=0.0, **more: (
+        alpha * ORACLES["nfl"](p, y, gamma) + beta * ORACLES["nnfl"](p, y, gamma, **more)
+    ),
+    "anl-fl": lambda p, y: 5 * ORACLES["nfl"](p, y) + 5 * ORACLES["nnfl"](p, y),
+    "jal-ce": lambda p, y, alpha=1.0, beta=1.0, a=30.0, gamma=0.0, detach_modulator=False: (
+        alpha * ORACLES["nfl"](p, y, gamma) + beta * ORACLES["amse"](p, y, a)
+    ),
+    "jal-fl": lambda p, y: ORACLES["nfl"](p, y) + ORACLES["amse"](p, y),
+    "unhinged": lambda p, y: -np.log(p[y]) + np.log(p).mean(),
+    "nls": lambda p, y, r=-0.2: -(((1 - r) * np.eye(len(p))[y] + r / len(p)) * np.log(p)).sum(),
+    "bootstrap": lambda p, y, t=0.05: -(((1 - t) * np.eye(len(p))[y] + t * p) * np.log(p)).sum(),
+    "epsilon-ce": lambda p, y, m=1e5, gamma=0.0, p_min=1e-8, detach_modulator=False: ORACLES["focal"](
+        epsilon_softmax(p, m).clip(p_min), y, gamma
+    ),
+    "epsilon-focal": lambda p, y: ORACLES["epsilon-ce"](p, y, gamma=0.1),
+    "js": lambda p, y, pi=0.7, scaled=True: (
+        jensen_shannon(np.eye(len(p))[y], p, pi) / (-(1 - pi) * np.log(1 - pi) if scaled else 1)
+    ),
 }
+
+
+def phuber_gce(u, q, tau, threshold):
+    return (1 - u**q) / q if u > threshold else -tau * u + tau * threshold + (1 - threshold**q) / q
+
+
+def normalized_negative(p, y, p_min, f):
+    share = f(p_min) - f(np.clip(p, p_min, 1))
+    return 1 - share[y] / share.sum()
+
+
+def epsilon_softmax(p, m):
+    return (p + m * np.eye(len(p))[p.argmax()]) / (m + 1)
+
+
+def jensen_shannon(e, p, pi):
+    mean = pi * e + (1 - pi) * p
+    return pi * (e[e > 0] * np.log(e[e > 0] / mean[e > 0])).sum() + (1 - pi) * (p * np.log(p / mean)).sum()
 
 
 def oracle(id, p, y, **settings):
     if "+" not in id:
         return ORACLES[id](p, y, **settings)
     active, passive = id.split("+")
-    return ORACLES[active](p, y) + ORACLES[passive](p, y)  # the published sums so far: alpha = beta = 1
+    if passive == "mae" and "epsilon" in active:
+        return 0.01 * ORACLES[active](p, y) + 5 * np.abs(np.eye(len(p))[y] - p).sum()
+    if passive in ZHOU:
+        return ORACLES[active](p, y) + 4 * ORACLES[passive](p, y, **ZHOU[passive])
+    return ORACLES[active](p, y) + ORACLES[passive](p, y)
+
+
+ZHOU = {"agce": {"a": 6, "q": 1.5}, "aul": {"a": 6.3, "q": 1.5}, "ael": {"a": 5}}  # with alpha = 1, beta = 4
 
 
 def test_every_single_loss_has_an_oracle():
@@ -88,6 +164,18 @@ def test_hand_worked_numbers():
         assert create_loss(id)(input, target).item() == pytest.approx(expected, rel=1e-12), id
 
 
+class _Affine(torch.nn.Module):
+    """scale · loss + shift, for identities that hold up to constants."""
+
+    def __init__(self, loss, scale=1.0, shift=0.0):
+        super().__init__()
+        self.loss, self.scale, self.shift = loss, scale, shift
+
+    def forward(self, input, target):
+        self.loss.reduction = self.reduction
+        return self.scale * self.loss(input, target) + self.shift
+
+
 @pytest.mark.parametrize(
     ("ours", "other", "tolerance"),
     [
@@ -107,6 +195,39 @@ def test_hand_worked_numbers():
         (create_loss("nfl+mae"), WeightedSum([NFLLoss(), MAELoss()], [1, 1]), 0),
         (Normalized(GCELoss(0.3)), NGCELoss(0.3), 0),
         (FocalLoss(2.0, detach_modulator=True), FocalLoss(2.0), 0),
+        (AGCELoss(a=3.0, q=1.0), MAELoss(), 1e-12),
+        (AGCELoss(a=1e-12, q=0.7), GCELoss(0.7), 1e-7),
+        (AULLoss(a=3.0, q=1.0), MAELoss(), 1e-12),
+        (AULLoss(a=2.0, q=2.0), TaylorCELoss(2), 1e-12),  # (2-p)² - 1 = 2 (1-p) + (1-p)²
+        (NNCELoss(1e-3), NormalizedNegative(CELoss(), 1e-3), 0),
+        (NNFLLoss(0.0), NNCELoss(), 1e-12),
+        (NormalizedNegative(MAELoss(), 0.0), MAELoss(), 1e-12),
+        (ANLLoss(gamma=1e-300), ANLLoss(), 1e-12),
+        (create_loss("anl-ce"), WeightedSum([NCELoss(), NNCELoss()], [5, 5]), 0),
+        (create_loss("anl-fl"), WeightedSum([NFLLoss(0.5), NNFLLoss(0.5)], [5, 5]), 0),
+        (create_loss("jal-ce", beta=2), WeightedSum([NCELoss(), AMSELoss(30)], [1, 2]), 0),
+        (create_loss("jal-fl"), WeightedSum([NFLLoss(), AMSELoss(30)], [1, 1]), 0),
+        (JALLoss(gamma=1e-300), JALLoss(), 1e-12),
+        (AMSELoss(1.0), MSELoss(), 0),
+        (WeightedSum([MSELoss(), MAELoss()], [1, 2 * 29 / 6]), _Affine(AMSELoss(30), 1, -((30 - 1) ** 2) / 6), 1e-11),
+        (JSLoss(1e-9), CELoss(), 1e-6),
+        (JSLoss(0.5), _Affine(JSLoss(0.5, scaled=False), 2 / math.log(2)), 1e-12),
+        (PHuberCELoss(1e9), CELoss(), 1e-12),
+        (PHuberGCELoss(1e-9, 5), PHuberCELoss(5), 1e-7),
+        (PHuberGCELoss(0.7, 1e9), GCELoss(0.7), 1e-12),
+        (TaylorCELoss(1), MAELoss(), 1e-12),
+        (TruncatedGCELoss(0.7, 0.0), GCELoss(0.7), 1e-12),
+        (TruncatedGCELoss(0.7, 1e-9), GCELoss(0.7), 1e-12),
+        (NLSLoss(0.0), CELoss(), 1e-12),
+        (NLSLoss(0.3), CELoss(label_smoothing=0.3), 1e-12),
+        (BootstrapLoss(0.0), CELoss(), 1e-12),
+        (EpsilonSoftmaxLoss(0.0), CELoss(), 1e-12),
+        (create_loss("epsilon-focal", m=0), FocalLoss(0.1), 1e-12),
+        (EpsilonSoftmaxLoss(50.0, 1e-300), EpsilonSoftmaxLoss(50.0), 1e-12),
+        (UnhingedLoss(), Symmetrized(CELoss()), 0),
+        (Symmetrized(GCELoss(1e-9)), UnhingedLoss(), 1e-6),
+        (_Affine(Symmetrized(MAELoss()), 1, 5 / 6), MAELoss(), 1e-12),
+        (NLSLoss(-3.0), WeightedSum([CELoss(), UnhingedLoss()], [1, 3]), 1e-12),
     ],
     ids=repr,
 )
@@ -117,6 +238,72 @@ def test_identities(ours, other, tolerance, generator):
     expected = other(input, target)
     assert expected.std() > 0
     torch.testing.assert_close(ours(input, target), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_js_goes_to_mae_as_slowly_as_a_logarithm():
+    """f = 1 - p + (1 - p + p log p) / log(1 / (1 - pi)) + o."""
+    p = np.linspace(0.01, 1, 20)
+    for pi, tolerance in ((1 - 1e-6, 1e-4), (1 - 1e-9, 1e-6)):
+        first_order = (1 - p + p * np.log(p)) / -math.log1p(-pi)
+        np.testing.assert_allclose(JSLoss(pi).at(p), 1 - p + first_order, atol=tolerance)
+
+
+def test_amse_is_mae_with_a_penalty_on_sure_predictions(generator):
+    input, target = 3 * torch.randn(50, 10, dtype=torch.float64, generator=generator), torch.arange(50) % 10
+    p = input.softmax(1)
+    expected = 6 * MAELoss(reduction="none")(input, target) + p.square().sum(1) / 10 + (900 - 60) / 10
+    torch.testing.assert_close(AMSELoss(30, reduction="none")(input, target), expected)
+
+
+def test_mse_is_that_of_torch_on_the_probabilities(generator):
+    input, target = torch.randn(50, 10, dtype=torch.float64, generator=generator), torch.arange(50) % 10
+    one_hot = torch.nn.functional.one_hot(target, 10).double()
+    torch.testing.assert_close(MSELoss()(input, target), torch.nn.functional.mse_loss(input.softmax(1), one_hot))
+
+
+def test_nnce_is_flat_where_every_other_class_is_at_p_min():
+    input = torch.tensor([[20.0, 0.0, 0.0]], requires_grad=True)
+    for label, expected in ((0, 0.0), (1, 1.0)):
+        value = NNCELoss()(input, torch.tensor([label]))
+        assert value.item() == expected
+        assert (torch.autograd.grad(value, input)[0] == 0).all()
+
+
+def test_epsilon_softmax_keeps_the_digits_of_a_large_m():
+    """In float32, (p + m) / (m + 1) knows p to 1/128 only."""
+    p = torch.tensor([[0.6, 0.4]])
+    value = EpsilonSoftmaxLoss(1e5)(p.log(), torch.tensor([0])).item()
+    assert value == pytest.approx(-math.log((0.6 + 1e5) / (1e5 + 1)), rel=1e-5)
+
+
+def test_epsilon_softmax_treats_all_of_a_tie_as_the_argmax():
+    tie = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64)
+    values = EpsilonSoftmaxLoss(9.0, reduction="none")(tie.expand(3, 3), torch.arange(3))
+    p = tie.softmax(1)[0]
+    expected = -torch.stack([(p[0] + 9) / 10, (p[1] + 9) / 10, p[2] / 10]).log()
+    torch.testing.assert_close(values, expected)
+
+
+def test_bootstrapping_has_its_gradient_through_the_prediction_in_the_target():
+    leaf = torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(BootstrapLoss(0.5)(leaf, torch.tensor([1])), leaf)
+    p = leaf.detach().softmax(1)
+    entropy = -(p * p.log()).sum()
+    one_hot = torch.tensor([[0.0, 1.0, 0.0]])
+    torch.testing.assert_close(grad, 0.5 * (p - one_hot) - 0.5 * p * (p.log() + entropy))
+
+
+@pytest.mark.parametrize("a", [1e-5, 1e-40])
+def test_agce_of_a_small_a_keeps_its_gradient(a):
+    input = torch.tensor([[-12.0, 0.0], [-300.0, 0.0]], requires_grad=True)
+    (grad,) = torch.autograd.grad(AGCELoss(a, 0.5, reduction="sum")(input, torch.tensor([0, 0])), input)
+    u = input.detach().double().softmax(1)[:, 0]
+    torch.testing.assert_close(grad[:, 0].double(), -u * (a + u) ** -0.5, rtol=1e-4, atol=1e-7)
+
+
+def test_the_taylor_series_converges_to_cross_entropy():
+    p = np.linspace(0.01, 1, 20)
+    np.testing.assert_allclose(TaylorCELoss(3000).at(p), -np.log(p), atol=1e-12)
 
 
 def test_normalised_and_pointwise_at_the_uniform_prediction():
@@ -211,6 +398,14 @@ def test_a_loss_without_a_closed_form_derivative_can_be_normalized(loss, path, g
         (SCELoss(alpha=0), -9 * LOG_ZERO),
         (SCELoss(), None),
         (GCELoss(0.999), None),
+        (NNCELoss(), 9),
+        (ANLLoss(), 5 + 45),
+        (UnhingedLoss(), 0),
+        (AGCELoss(2, 1), 9),
+        (AULLoss(2, 1), 9),
+        (TaylorCELoss(1), 9),
+        (AELLoss(), None),
+        (JALLoss(), None),
         (WeightedSum([NCELoss(), WeightedSum([MAELoss(), NFLLoss()], [2, 3])], [1, 1]), 1 + 18 + 3),
     ],
     ids=repr,
@@ -229,3 +424,15 @@ def test_the_log_softmax_is_computed_once_whatever_the_number_of_members(monkeyp
         calls.clear()
         loss(input, target)
         assert len(calls) == 1
+
+
+def test_every_class_function_has_the_derivative_of_its_value():
+    log_p = torch.linspace(-15.9, -0.1, 40, dtype=torch.float64).requires_grad_()
+    functions = {f for id in list_losses() for loss in [create_loss(id)] for f in loss.sums}
+    functions |= {create_loss(id) for id in list_losses() if isinstance(create_loss(id), PointwiseLoss)}
+    assert len(functions) > 20
+    for function in functions:
+        value = function.f(log_p)
+        expected = torch.autograd.grad(value.sum(), log_p)[0] if value.requires_grad else torch.zeros_like(log_p)
+        slope = torch.as_tensor(function.derivative(log_p.detach())).to(log_p).expand_as(log_p)
+        torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-15)

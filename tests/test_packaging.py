@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,9 +149,24 @@ def test_table_has_every_loss(loss_table: ModuleType) -> None:
         "Bounds": "[0,\N{NO-BREAK SPACE}10.21]",
         "Symmetric, K": "yes, 83.89",
         "Noise tolerance": "0.9",
+        "Asymmetry ratio": "–",
+        "Cost": "1.49",
     }
+    assert rows["mae"]["Asymmetry ratio"] == "1"
+    assert rows["unhinged"]["Bounds"] == "(-∞,\N{NO-BREAK SPACE}∞)"
+    assert rows["amse"]["Bounds"] == "[84.1,\N{NO-BREAK SPACE}90.1]"
+    assert rows["anl-fl"]["Defaults"] == (
+        "``alpha=5``, ``beta=5``, ``gamma=0.5``, ``p_min=1e-07``, ``detach_modulator=False``"
+    )
     assert rows["ce"]["Bounds"] == "[0,\N{NO-BREAK SPACE}∞)"
     assert rows["ce"]["Symmetric, K"] == "no"
+
+
+def test_the_module_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(noisyloss.__path__[0] + "/__main__.py", run_name="__main__")
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["Id", "Class", "Bounds"]
+    assert [line.split()[0] for line in lines] == list_losses()
 
 
 def test_table_and_pages_take_up_a_new_loss(loss_table: ModuleType, toy_loss: type[RobustLoss], tmp_path: Path) -> None:

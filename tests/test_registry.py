@@ -12,6 +12,7 @@ import torch
 
 import noisyloss as nl
 from noisyloss._base import LOSSES, LinkedLoss
+from noisyloss._recommended import RECOMMENDED
 
 TOY = """
 import torch
@@ -27,16 +28,34 @@ class ToyLoss(PointwiseLoss, id="toy"):
 
 def test_ids():
     single = {"ce", "focal", "mae", "rce", "gce", "sce", "nce", "nfl", "nmae", "nrce", "ngce"}
+    single |= {"agce", "aul", "ael", "amse", "mse", "nnce", "nnfl", "anl-ce", "anl-fl", "jal-ce", "jal-fl", "js"}
+    single |= {"phuber-ce", "phuber-gce", "taylor-ce", "tgce", "unhinged", "nls", "bootstrap"}
+    single |= {"epsilon-ce", "epsilon-focal"}
     sums = {"nce+mae", "nce+rce", "nfl+mae", "nfl+rce", "ngce+mae", "ngce+rce", "mae+rce"}
+    sums |= {"nce+agce", "nce+aul", "nce+ael", "epsilon-ce+mae", "epsilon-focal+mae"}
     assert nl.list_losses() == sorted(single | sums)
 
 
 def test_an_id_gives_its_class():
     for id, cls in LOSSES.items():
         assert type(nl.create_loss(id)) is cls
-        assert cls.id == id
+        assert id in cls.ids
     assert repr(nl.create_loss("nce+rce")) == repr(nl.APLLoss(alpha=1, beta=1, logit_bias=0.0))
     assert repr(nl.create_loss("ngce+mae")) == repr(nl.APLLoss("ngce", "mae", 1, 1, logit_bias=0.0))
+
+
+def test_a_class_may_have_several_ids_each_with_its_settings():
+    assert nl.create_loss("anl-ce").hyperparameters["gamma"] == 0
+    assert nl.create_loss("anl-fl").hyperparameters["gamma"] == 0.5
+    assert nl.create_loss("anl-fl", gamma=2).gamma == 2
+    assert repr(nl.create_loss("nce+anl-fl", beta=2, p_min=1e-6).passive) == repr(nl.ANLLoss(gamma=0.5, p_min=1e-6))
+    assert nl.APLLoss("epsilon-focal", "mae").active.gamma == 0.1
+
+
+def test_dashes_and_pluses_are_told_apart():
+    loss = nl.create_loss("nce+phuber-ce", tau=10)
+    assert (type(loss.active), type(loss.passive)) == (nl.NCELoss, nl.PHuberCELoss)
+    assert loss.passive.tau == 10
 
 
 def test_hyperparameters_reach_the_members_that_have_them():
@@ -65,7 +84,48 @@ def test_defaults_are_the_published_ones():
     for id in nl.list_losses():
         loss = nl.create_loss(id)
         assert loss.logit_bias == 0.0
-        assert "+" not in id or (loss.alpha, loss.beta) == (1.0, 1.0)
+    sums = {id: (nl.create_loss(id).alpha, nl.create_loss(id).beta) for id in nl.list_losses() if "+" in id}
+    other = {id: weights for id, weights in sums.items() if weights != (1.0, 1.0)}
+    assert other == dict.fromkeys(["nce+ael", "nce+agce", "nce+aul"], (1.0, 4.0)) | dict.fromkeys(
+        ["epsilon-ce+mae", "epsilon-focal+mae"], (0.01, 10.0)
+    )
+    assert nl.create_loss("nce+agce").passive.hyperparameters == {"a": 6.0, "q": 1.5}
+    assert nl.create_loss("nce+aul").passive.hyperparameters == {"a": 6.3, "q": 1.5}
+    assert nl.create_loss("nce+ael").passive.hyperparameters == {"a": 5.0}
+    assert nl.ANLLoss().hyperparameters | nl.JALLoss().hyperparameters == {
+        "alpha": 1.0, "beta": 1.0, "a": 30.0, "gamma": 0.0, "p_min": 1e-7, "detach_modulator": False,
+    }  # fmt: skip
+    assert (nl.ANLLoss().alpha, nl.ANLLoss().beta) == (5.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("id", "dataset", "expected"),
+    [
+        ("nce+rce", "cifar10", {"alpha": 1.0, "beta": 1.0, "A": nl.RCELoss().A}),
+        ("nce+rce", "cifar100", {"alpha": 10.0, "beta": 0.1, "A": nl.RCELoss().A}),
+        ("sce", "cifar100", {"alpha": 6.0, "beta": 0.1, "A": nl.RCELoss().A}),
+        ("nce+aul", "cifar10", {"alpha": 1.0, "beta": 4.0, "a": 6.3, "q": 1.5}),
+        ("nce+agce", "webvision", {"alpha": 50.0, "beta": 0.1, "a": 2.5, "q": 3.0}),
+        ("agce", "mnist", {"a": 4.0, "q": 0.2}),
+        ("js", "webvision", {"pi": 0.1, "scaled": False}),
+        ("jal-fl", "cifar100", {"alpha": 5.0, "beta": 1.0, "a": 20.0, "gamma": 0.5, "detach_modulator": False}),
+        ("phuber-ce", "cifar100", {"tau": 10.0}),
+        ("taylor-ce", "cifar100", {"t": 6}),
+    ],
+)
+def test_recommended(id, dataset, expected):
+    assert nl.recommended(id, dataset).hyperparameters == expected
+
+
+def test_every_recommendation_makes_its_loss():
+    for id, datasets in RECOMMENDED.items():
+        assert id in nl.list_losses()
+        for dataset, (differing, _) in datasets.items():
+            found = nl.recommended(id, dataset)
+            assert nl.create_loss(id, **found.hyperparameters).hyperparameters == found.hyperparameters
+            assert differing.items() <= found.hyperparameters.items()
+            assert found.source
+        assert "cifar10" not in datasets or not datasets["cifar10"][0]  # the default, in one place
 
 
 def test_the_default_of_the_drop_in_is_our_own():

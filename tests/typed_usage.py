@@ -10,18 +10,23 @@ from torch.utils.data import Dataset
 from typing_extensions import assert_type
 
 from noisyloss import (
+    ANLLoss,
     APLLoss,
     CELoss,
     FocalLoss,
     GCELoss,
     NCELoss,
     Normalized,
+    NormalizedNegative,
     PointwiseLoss,
     RCELoss,
     RobustLoss,
+    Symmetrized,
+    TaylorCELoss,
     WeightedSum,
     create_loss,
     list_losses,
+    recommended,
 )
 from noisyloss.noise import (
     CIFAR10_MAPPING,
@@ -47,6 +52,10 @@ def options() -> list[RobustLoss]:
         FocalLoss(2.0, detach_modulator=True, reduction="none"),
         GCELoss(q=0.5),
         Normalized(GCELoss(0.5), label_smoothing=0.1),
+        NormalizedNegative(GCELoss(0.5), 0.0, reduction="sum"),
+        Symmetrized(GCELoss(0.5), logit_bias="auto"),
+        ANLLoss(10, 1, gamma=0.5, p_min=1e-8, detach_modulator=True, reduction="none"),
+        create_loss("js", **recommended("js", dataset="cifar100").hyperparameters),
         APLLoss("nce", RCELoss(A=-4), alpha=10, beta=0.1, reduction="mean"),
         WeightedSum([NCELoss(), RCELoss()], [1, 2.0], weight=None),
         create_loss("nce+rce", alpha=10.0, beta=0.1, reduction="none"),
@@ -59,6 +68,7 @@ def wrong_options() -> None:
     GCELoss(size_average=True)  # type: ignore[call-arg]
     APLLoss(active=nn.CrossEntropyLoss())  # type: ignore[arg-type]
     Normalized(NCELoss())  # type: ignore[arg-type]
+    TaylorCELoss(t=1.5)  # type: ignore[arg-type]
     create_loss(3)  # type: ignore[arg-type]
     symmetric_matrix("10", 0.4)  # type: ignore[arg-type]
     corrupt([0, 1], symmetric_matrix(2, 0.4))  # type: ignore[call-arg]
@@ -69,6 +79,8 @@ def results(criterion: RobustLoss, input: Tensor, target: Tensor) -> None:
     assert_type(criterion.bounds(10), tuple[float, float])
     assert_type(criterion.symmetry_constant(10), float | None)
     assert_type(criterion.noise_tolerance(10), float)
+    assert_type(criterion.asymmetry_ratio(10), float)
+    assert_type(recommended("gce").source, str)
     assert_type(create_loss("nce"), RobustLoss)
     assert_type(list_losses(), list[str])
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from noisyloss._base import RobustLoss, check_number, loss_class, plain_member
+from noisyloss._base import RobustLoss, check_number, plain_member, single_loss
+from noisyloss.losses.asymmetric import AMSELoss
+from noisyloss.losses.normalized import NCELoss, NFLLoss, NNCELoss, NNFLLoss
 from noisyloss.losses.pointwise import LOG_OF_ZERO, CELoss, RCELoss
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from noisyloss._base import Options
     from noisyloss._log_probs import ClassFunction
 
-__all__ = ["APLLoss", "SCELoss", "WeightedSum"]
+__all__ = ["ANLLoss", "APLLoss", "JALLoss", "SCELoss", "WeightedSum"]
 
 
 class WeightedSum(RobustLoss):
@@ -166,8 +168,8 @@ class APLLoss(_TwoTerms):
         **options: Unpack[Options],
     ) -> None:
         options.setdefault("logit_bias", "fading")
-        active = loss_class(active, "active")() if isinstance(active, str) else plain_member("active", active)
-        passive = loss_class(passive, "passive")() if isinstance(passive, str) else plain_member("passive", passive)
+        active = single_loss(active, "active") if isinstance(active, str) else plain_member("active", active)
+        passive = single_loss(passive, "passive") if isinstance(passive, str) else plain_member("passive", passive)
         super().__init__(active, passive, alpha, beta, **options)
 
     active = property(lambda self: self.losses[0])
@@ -210,3 +212,111 @@ class SCELoss(_TwoTerms, id="sce"):
         super().__init__(CELoss(), RCELoss(A), alpha, beta, **options)
 
     A = property(lambda self: self.losses[1].A)
+
+
+def _normalized(gamma: float, detach_modulator: bool) -> NCELoss | NFLLoss:
+    """Return NCE where gamma is 0, which costs less than NFL."""
+    loss = NFLLoss(gamma, detach_modulator)
+    return loss if gamma else NCELoss()
+
+
+class ANLLoss(_TwoTerms, id={"anl-ce": {}, "anl-fl": {"gamma": 0.5}}):
+    r"""Active negative loss: a normalised loss plus its normalised negative form.
+
+    .. math:: \ell(z, y) = \alpha\, \ell_{NFL}(z, y) + \beta\, \ell_{NNFL}(z, y)
+
+    With gamma = 0 the members are NCE and NNCE: ANL-CE. The published runs add delta times the sum of the absolute
+    values of all parameters, in place of weight decay (delta = 5e-5 on CIFAR-10, 5e-7 on CIFAR-100).
+
+    Args:
+        alpha: the weight of the normalised loss, at least 0. Default: 5, the paper's on CIFAR-10 (10 on CIFAR-100).
+        beta: the weight of the negative one, at least 0. Default: 5, the paper's on CIFAR-10 (1 on CIFAR-100).
+        gamma: of the focal losses, see :class:`FocalLoss`. Default: 0, cross entropy; ``anl-fl`` has 0.5, the paper's.
+        p_min: see :class:`NormalizedNegative`. Default: 1e-7, the published code's.
+        detach_modulator: see :class:`NNFLLoss`. Default: False.
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: :math:`[0, \alpha + \beta]`. Symmetric: yes, :math:`K = \alpha + \beta (C - 1)`.
+
+    Raises:
+        ValueError: if alpha, beta or gamma is negative, or p_min not in (0, 1).
+
+    Reference:
+        Ye et al., "Active Negative Loss Functions for Learning with Noisy Labels", NeurIPS 2023.
+
+    Example:
+        >>> import torch
+        >>> ANLLoss()(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([2]))  # 5 / 4 + 5 * 3/4
+        tensor(5.)
+    """
+
+    examples = ({"alpha": 10.0, "beta": 1.0, "gamma": 0.5, "detach_modulator": True},)
+
+    def __init__(
+        self,
+        alpha: float = 5.0,
+        beta: float = 5.0,
+        gamma: float = 0.0,
+        p_min: float = 1e-7,
+        detach_modulator: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        negative = NNFLLoss(gamma, p_min, detach_modulator)
+        active = _normalized(gamma, detach_modulator)
+        super().__init__(active, negative if gamma else NNCELoss(p_min), alpha, beta, **options)
+        self.gamma, self.detach_modulator = negative.gamma, negative.detach_modulator
+
+    p_min = property(lambda self: self.losses[1].p_min)
+
+
+class JALLoss(_TwoTerms, id={"jal-ce": {}, "jal-fl": {"gamma": 0.5}}):
+    r"""Joint asymmetric loss: a normalised loss plus the asymmetric mean squared error.
+
+    .. math:: \ell(z, y) = \alpha\, \ell_{NFL}(z, y) + \beta\, \ell_{AMSE}(z, y)
+
+    With gamma = 0 the first is NCE: JAL-CE. The published runs add delta times the sum of the absolute values of all
+    parameters, in place of weight decay (delta = 5e-5 on CIFAR-10, 5e-6 on CIFAR-100).
+
+    Args:
+        alpha: the weight of the normalised loss, at least 0. Default: 1, the paper's on CIFAR-10 (5 on CIFAR-100).
+        beta: the weight of :class:`AMSELoss`, at least 0. Default: 1, the paper's.
+        a: see :class:`AMSELoss`. Default: 30, the paper's on CIFAR-10 (20 on CIFAR-100).
+        gamma: of the focal loss, see :class:`FocalLoss`. Default: 0, cross entropy; ``jal-fl`` has 0.5.
+        detach_modulator: see :class:`NFLLoss`. Default: False.
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: the weighted sum of those of its members; the least value is not 0. Symmetric: no.
+
+    Raises:
+        ValueError: if alpha, beta or gamma is negative, or a less than 1.
+
+    Reference:
+        Wang et al., "Joint Asymmetric Loss for Learning with Noisy Labels", ICCV 2025.
+
+    Example:
+        >>> import torch
+        >>> JALLoss(a=3)(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))  # 1/2 + (2.5**2 + 0.5**2) / 2
+        tensor(3.7500)
+    """
+
+    examples = ({"alpha": 5.0, "a": 20.0, "gamma": 0.5, "detach_modulator": True},)
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        a: float = 30.0,
+        gamma: float = 0.0,
+        detach_modulator: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(_normalized(gamma, detach_modulator), AMSELoss(a), alpha, beta, **options)
+        self.gamma, self.detach_modulator = float(gamma), detach_modulator
+
+    a = property(lambda self: self.losses[1].a)

@@ -1,11 +1,14 @@
-"""Normalised losses: a loss divided by its sum over the classes, which makes any loss symmetric."""
+"""What makes any loss symmetric: to divide by its sum over the classes, of it or of its negative, or to subtract it."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from noisyloss._base import PointwiseLoss, RobustLoss, convex_envelope, plain_member
+import torch
+
+from noisyloss._base import PointwiseLoss, RobustLoss, check_number, convex_envelope, plain_member
+from noisyloss._log_probs import CLASS_DIM, NUM_CLASSES, ClassFunction
 from noisyloss.losses.pointwise import LOG_OF_ZERO, CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
 
 if TYPE_CHECKING:
@@ -16,10 +19,38 @@ if TYPE_CHECKING:
 
     from noisyloss._base import Options
 
-__all__ = ["NCELoss", "NFLLoss", "NGCELoss", "NMAELoss", "NRCELoss", "Normalized"]
+__all__ = [
+    "NCELoss",
+    "NFLLoss",
+    "NGCELoss",
+    "NMAELoss",
+    "NNCELoss",
+    "NNFLLoss",
+    "NRCELoss",
+    "Normalized",
+    "NormalizedNegative",
+    "Symmetrized",
+    "UnhingedLoss",
+]
 
 
-class Normalized(RobustLoss):
+class _OfPointwise(RobustLoss):
+    """A loss made of a pointwise one."""
+
+    loss: PointwiseLoss
+
+    def __init__(self, loss: PointwiseLoss, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        if not isinstance(loss, PointwiseLoss):
+            raise TypeError(f"loss: expected a pointwise loss such as CELoss(); got {loss!r}")
+        self.loss = plain_member("loss", loss)
+
+    def _asymmetry_ratio(self, num_classes: int) -> float:
+        """Return 1 where f is affine in p, and its sum over the classes a constant."""
+        return math.inf if self.loss._symmetry_constant(num_classes) is None else 1.0
+
+
+class Normalized(_OfPointwise):
     r"""The normalised form of any pointwise loss f.
 
     .. math:: \ell(z, y) = \frac{f(p_y)}{\sum_k f(p_k)}
@@ -54,16 +85,11 @@ class Normalized(RobustLoss):
         tensor(0.6667)
     """
 
-    loss: PointwiseLoss
-
     def __init__(self, loss: PointwiseLoss, **options: Unpack[Options]) -> None:
-        super().__init__(**options)
-        if not isinstance(loss, PointwiseLoss):
-            raise TypeError(f"loss: expected a pointwise loss such as CELoss(); got {loss!r}")
+        super().__init__(loss, **options)
         at_1, at_0 = loss.at([1.0, 0.0])
         if not 0 <= at_1 <= at_0 or at_0 == 0:
             raise ValueError(f"loss: expected values >= 0 that fall as p rises; got {at_0} to {at_1} from {loss!r}")
-        self.loss = plain_member("loss", loss)
 
     @property
     def sums(self) -> Sequence[PointwiseLoss]:  # type: ignore[override]
@@ -241,3 +267,244 @@ class NGCELoss(Normalized, id="ngce"):
         super().__init__(GCELoss(q), **options)
 
     q = property(lambda self: self.loss.q)
+
+
+class _Complement(ClassFunction):
+    """``f(p_min) - f(max(p, p_min))``: what a pointwise loss leaves to its largest value."""
+
+    def __init__(self, loss: PointwiseLoss, p_min: float) -> None:
+        self.loss, self.p_min = loss, p_min
+        self.log_p_min = math.log(p_min) if p_min else -math.inf
+        (self.most,) = loss.at([p_min])
+
+    def f(self, log_p: Tensor) -> Tensor:
+        return self.most - self.loss.f(log_p.clamp(min=self.log_p_min))
+
+    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        num_classes = log_p.shape[CLASS_DIM]
+        if num_classes * self.p_min >= 1:  # a uniform prediction would give 0 / 0
+            raise ValueError(f"p_min: expected less than 1/C with C = {num_classes} classes; got {self.p_min}")
+        return super().class_sum(log_p)
+
+    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
+        slope = self.loss.derivative(log_p.clamp(min=self.log_p_min), p.clamp(min=self.p_min))
+        return torch.where(log_p >= self.log_p_min, -slope, 0.0)
+
+
+class NormalizedNegative(_OfPointwise):
+    r"""The normalised negative form of any pointwise loss f.
+
+    .. math:: \ell(z, y) = 1 - \frac{A - f(\hat p_y)}{\sum_k (A - f(\hat p_k))},
+        \qquad \hat p = \max(p, p_{\min}),\ A = f(p_{\min})
+
+    It punishes the classes that are not the label's, so it is passive, and it is symmetric whatever f is.
+    The clamp is part of the loss: classes of a probability below p_min have no gradient.
+
+    Args:
+        loss: a pointwise loss without options of its own.
+        p_min: in [0, 1) and less than 1/C; 0 wants a loss that is finite at p = 0. Default: 1e-7, the published code's.
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: [0, 1]; 0 once every other class is at p_min, 1 where the label is. Symmetric: yes, K = C - 1. Asymmetric:
+    for every noise.
+
+    Raises:
+        TypeError: if the loss is not pointwise.
+        ValueError: if p_min is out of range, f(p_min) is not finite, or the loss brings options of its own.
+
+    Reference:
+        Ye et al., "Active Negative Loss Functions for Learning with Noisy Labels", NeurIPS 2023.
+
+    Example:
+        >>> import torch
+        >>> from noisyloss import GCELoss
+        >>> input = torch.tensor([[0.64, 0.36]]).log()
+        >>> criterion = NormalizedNegative(GCELoss(q=0.5), p_min=0.0)  # A - f = 2 sqrt(p)
+        >>> criterion(input, torch.tensor([1]))  # 1 - 0.6 / (0.8 + 0.6)
+        tensor(0.5714)
+    """
+
+    def __init__(self, loss: PointwiseLoss, p_min: float = 1e-7, **options: Unpack[Options]) -> None:
+        super().__init__(loss, **options)
+        p_min = check_number("p_min", p_min, "0 <= p_min < 1", lambda p: 0 <= p < 1)
+        self._complement = _Complement(loss, p_min)
+        least, most = *loss.at([1.0]), self._complement.most
+        if not least < most < math.inf:
+            raise ValueError(f"p_min: expected a finite f(p_min) above f(1); got {most} from {loss!r}")
+
+    p_min = property(lambda self: self._complement.p_min)
+
+    @property
+    def sums(self) -> Sequence[ClassFunction]:  # type: ignore[override]
+        return (self._complement,)
+
+    def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
+        return 1 - self._complement.f(log_p) / sums[0]
+
+    def _bounds(self, num_classes: int) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def _symmetry_constant(self, num_classes: int) -> float:
+        return num_classes - 1.0
+
+    def _asymmetry_ratio(self, num_classes: int) -> float:
+        """Return 1: of a weighted mean of shares, all of it in one class is the largest."""
+        return 1.0
+
+
+class NNCELoss(NormalizedNegative, id="nnce"):
+    r"""Normalised negative cross entropy.
+
+    .. math:: \ell(z, y) = 1 - \frac{A + \log \hat p_y}{\sum_k (A + \log \hat p_k)},
+        \qquad \hat p = \max(p, p_{\min}),\ A = -\log p_{\min}
+
+    Args:
+        p_min: in (0, 1) and less than 1/C. Default: 1e-7, the published code's; some re-implementations have 1e-8.
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: [0, 1]. Symmetric: yes, K = C - 1. Asymmetric: for every noise.
+
+    Raises:
+        ValueError: if p_min is not in (0, 1).
+
+    Reference:
+        Ye et al., "Active Negative Loss Functions for Learning with Noisy Labels", NeurIPS 2023.
+
+    Example:
+        >>> import torch
+        >>> input = torch.tensor([[0.1, 0.9]]).log()
+        >>> NNCELoss(p_min=0.01)(input, torch.tensor([0]))  # 1 - log(10) / (log(10) + log(90))
+        tensor(0.6615)
+    """
+
+    examples = ({"p_min": 1e-3},)
+
+    def __init__(self, p_min: float = 1e-7, **options: Unpack[Options]) -> None:
+        super().__init__(CELoss(), p_min, **options)
+
+
+class NNFLLoss(NormalizedNegative, id="nnfl"):
+    r"""Normalised negative focal loss.
+
+    .. math:: \ell(z, y) = 1 - \frac{A - f(\hat p_y)}{\sum_k (A - f(\hat p_k))},
+        \qquad f(p) = -(1 - p)^\gamma \log p,\ \hat p = \max(p, p_{\min}),\ A = f(p_{\min})
+
+    Args:
+        gamma: see :class:`FocalLoss`. Default: 0.5, the paper's.
+        p_min: in (0, 1) and less than 1/C. Default: 1e-7, the published code's.
+        detach_modulator: treat the factors as constants in the gradient, in the numerator and the denominator, as the
+            paper's code does. Default: False, the true gradient.
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: [0, 1]. Symmetric: yes, K = C - 1. Asymmetric: for every noise.
+
+    Raises:
+        ValueError: if gamma is negative, or p_min not in (0, 1).
+
+    Reference:
+        Ye et al., "Active Negative Loss Functions for Learning with Noisy Labels", NeurIPS 2023.
+
+    Example:
+        >>> import torch
+        >>> NNFLLoss(gamma=2)(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([2]))
+        tensor(0.7500)
+    """
+
+    examples = ({"gamma": 0.0}, {"gamma": 2.0}, {"gamma": 0.5, "detach_modulator": True})
+
+    def __init__(
+        self, gamma: float = 0.5, p_min: float = 1e-7, detach_modulator: bool = False, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(FocalLoss(gamma, detach_modulator), p_min, **options)
+
+    gamma = property(lambda self: self.loss.gamma)
+    detach_modulator = property(lambda self: self.loss.detach_modulator)
+
+
+class Symmetrized(_OfPointwise):
+    r"""The symmetrised form of any pointwise loss f: less its mean over the classes.
+
+    .. math:: \ell(z, y) = f(p_y) - \frac1C \sum_k f(p_k)
+
+    It sums to 0 over the classes, so it is symmetric, and takes values of both signs. ``Symmetrized(GCELoss(q))`` is
+    between :class:`UnhingedLoss` (q → 0) and MAE (q = 1). Where f is unbounded, so is it, both ways: normalise the
+    logits.
+
+    Args:
+        loss: a pointwise loss without options of its own.
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: :math:`\frac{C-1}{C} [f(1) - f(0), f(0) - \breve f(1/(C-1))]` with :math:`\breve f` the convex envelope of
+    f. Symmetric: yes, K = 0.
+
+    Raises:
+        TypeError: if the loss is not pointwise.
+        ValueError: if it brings options of its own.
+
+    Reference:
+        Lemire Paquin, Chaib-Draa & Giguère, arXiv 2605.20347, 2026.
+
+    Example:
+        >>> import torch
+        >>> from noisyloss import GCELoss
+        >>> input = torch.tensor([[0.64, 0.36]]).log()
+        >>> Symmetrized(GCELoss(q=0.5))(input, torch.tensor([1]))  # 0.8 - (0.4 + 0.8) / 2
+        tensor(0.2000)
+    """
+
+    @property
+    def sums(self) -> Sequence[ClassFunction]:  # type: ignore[override]
+        return (self.loss, NUM_CLASSES)
+
+    def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
+        total, num_classes = sums
+        return self.loss.f(log_p) - total / num_classes
+
+    def _bounds(self, num_classes: int) -> tuple[float, float]:
+        at_1, at_0 = self.loss.at([1.0, 0.0])
+        rest = convex_envelope(self.loss.at, 1 / (num_classes - 1))
+        share = (num_classes - 1) / num_classes
+        return share * (at_1 - at_0), share * (at_0 - rest)
+
+    def _symmetry_constant(self, num_classes: int) -> float:
+        return 0.0
+
+
+class UnhingedLoss(Symmetrized, id="unhinged"):
+    r"""Multi-class unhinged loss: linear in the logits, and symmetric.
+
+    .. math:: \ell(z, y) = -\log p_y + \frac1C \sum_k \log p_k = -z_y + \frac1C \sum_k z_k
+
+    Its gradient never ends: normalise the logits (their norm, or batch norm), or the loss falls without limit.
+
+    Args:
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: (-∞, ∞). Symmetric: yes, K = 0.
+
+    Reference:
+        Lemire Paquin, Chaib-Draa & Giguère, arXiv 2605.20347, 2026.
+
+    Example:
+        >>> import torch
+        >>> UnhingedLoss()(torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([1]))  # 0 + 3 / 3
+        tensor(1.)
+    """
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        super().__init__(CELoss(), **options)

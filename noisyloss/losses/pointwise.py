@@ -45,7 +45,7 @@ class CELoss(PointwiseLoss, id="ce"):
         tensor(2.1269)
     """
 
-    slope = -1.0
+    affine = (0.0, -1.0)
 
     def f(self, log_p: Tensor) -> Tensor:
         return -log_p
