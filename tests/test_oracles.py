@@ -434,5 +434,15 @@ def test_every_class_function_has_the_derivative_of_its_value():
     for function in functions:
         value = function.f(log_p)
         expected = torch.autograd.grad(value.sum(), log_p)[0] if value.requires_grad else torch.zeros_like(log_p)
-        slope = torch.as_tensor(function.derivative(log_p.detach())).to(log_p).expand_as(log_p)
-        torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-15)
+        slope = function.derivative(log_p.detach(), log_p.detach().exp())
+        torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-12)
+        if function.affine:
+            torch.testing.assert_close(value, function.affine[0] + function.affine[1] * log_p)
+
+
+def test_class_sums_do_not_depend_on_whether_p_is_at_hand(generator):
+    log_p = (5 * torch.randn(20, 7, dtype=torch.float64, generator=generator)).log_softmax(1)
+    for function in {f for id in list_losses() for f in create_loss(id).sums}:
+        with torch.no_grad():
+            sums = function.class_sum(log_p), function.class_sum(log_p, log_p.exp())
+        torch.testing.assert_close(*sums, rtol=1e-9, atol=1e-9)
