@@ -27,6 +27,7 @@ class ToyLoss(PointwiseLoss, id="toy"):
 
 def test_ids():
     single = {"ce", "focal", "mae", "rce", "gce", "sce", "nce", "nfl", "nmae", "nrce", "ngce"}
+    single |= {"bitempered", "ldr", "logitclip", "sr"}
     sums = {"nce+mae", "nce+rce", "nfl+mae", "nfl+rce", "ngce+mae", "ngce+rce", "mae+rce"}
     assert nl.list_losses() == sorted(single | sums)
 
