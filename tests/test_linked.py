@@ -189,8 +189,8 @@ def test_wrappers_nest_compile_and_pickle(generator):
         (LogitClip(tau=1e30), CELoss()),
         (LogitClip("nce+rce", tau=1e30), create_loss("nce+rce")),
         (
-            WeightedSum([LogitClip(GCELoss(0.5), tau=1e30), CELoss()], [2, 3]),
-            WeightedSum([GCELoss(0.5), CELoss()], [2, 3]),
+            WeightedSum([LogitClip(MAELoss(), tau=1e30), CELoss()], [2, 3]),
+            WeightedSum([MAELoss(), CELoss()], [2, 3]),
         ),
     ],
     ids=repr,
