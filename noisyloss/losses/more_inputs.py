@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor, nn
 
-from noisyloss._base import DEFAULTS, RobustLoss, check_number
+from noisyloss._base import DEFAULTS, RobustLoss, _show, check_number
 from noisyloss._log_probs import CLASS_DIM, log_probs
 
 if TYPE_CHECKING:
@@ -57,10 +57,8 @@ class _OwnFrontDoor(nn.Module):
         self.values._check(input, target)
 
     def _describe(self, **settings: object) -> str:
-        options = {name: getattr(self.values, name) for name in DEFAULTS if name != "logit_bias"}
-        return (
-            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in (settings | options).items())})"
-        )
+        settings |= {name: getattr(self.values, name) for name in DEFAULTS if name != "logit_bias"}
+        return f"{type(self).__name__}({', '.join(f'{name}={_show(value)}' for name, value in settings.items())})"
 
 
 class GJSLoss(_OwnFrontDoor):
