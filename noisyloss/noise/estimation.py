@@ -91,9 +91,9 @@ def estimate_noise_rate(
     It is ``1 - sum_i prior[i] * T[i, i]``, where T is :func:`estimate_transition` with these targets and ``prior`` the
     clean shares of the classes, for which ``prior @ T`` comes closest to the shares of the labels.
 
-    In the tests on digits it is nearer to the truth than counting with class thresholds (confident learning, Northcutt
-    et al., JAIR 2021), which takes more of the network's own errors for wrong labels. It still errs upwards where the
-    network is bad even at its most confident predictions.
+    In the tests on digits it is nearer to the truth, on average, than counting with class thresholds (confident
+    learning, Northcutt et al., JAIR 2021), which takes more of the network's own errors for wrong labels. It still errs
+    upwards where the network is bad even at its most confident predictions.
 
     Args:
         probabilities: see :func:`estimate_transition`.
