@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from noisyloss._log_probs import (
     CLASS_DIM,
     ClassFunction,
+    add_bias,
     at_least_float32,
     class_sums,
     information,
@@ -434,10 +435,7 @@ class LinkedLoss(RobustLoss):
         raise NotImplementedError
 
     def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
-        input = input.to(at_least_float32(input))
-        if bias is not None:
-            input = input.scatter_add(CLASS_DIM, index, bias.expand(index.shape))
-        return super()._of_index(self.link(input), index, None)
+        return super()._of_index(self.link(add_bias(input, index, bias)), index, None)
 
     def _of_all(self, input: Tensor) -> Tensor:
         return super()._of_all(self.link(input))

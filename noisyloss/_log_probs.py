@@ -51,6 +51,12 @@ def at_least_float32(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32)
 
 
+def add_bias(input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+    """The logits, in float32 at least, with the bias on that of class ``index``."""
+    input = input.to(at_least_float32(input))
+    return input if bias is None else input.scatter_add(CLASS_DIM, index, bias.expand(index.shape))
+
+
 def one_minus_p(log_p: Tensor, p: Tensor | None = None) -> Tensor:
     """``1 - p``, no smaller than eps so that its powers keep finite gradients.
 
@@ -103,9 +109,7 @@ def target_and_sums(
 def _target_and_sums(
     input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    if bias is not None:
-        input = input.to(bias.dtype).scatter_add(CLASS_DIM, index, bias)
-    log_p = log_probs(input)
+    log_p = log_probs(input if bias is None else add_bias(input, index, bias))
     return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions)
 
 

@@ -37,8 +37,8 @@ def list_losses() -> list[str]:
     """Return the ids of all losses, sorted; the published combinations included.
 
     Example:
-        >>> list_losses()[:5]
-        ['ael', 'agce', 'amse', 'anl-ce', 'anl-fl']
+        >>> [id for id in list_losses() if id.endswith("+mae")]
+        ['nce+mae', 'nfl+mae', 'ngce+mae']
     """
     return sorted([*LOSSES, *COMBINATIONS])
 

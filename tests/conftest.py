@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from noisyloss import create_loss, list_losses
-from noisyloss._base import LOSSES
+from noisyloss._base import LOSSES, LinkedLoss
+
+# What the property suite does not ask of every loss: all exceptions stand here.
+SHIFT_VARIANT = {"ldr", "logitclip", "sr"}
+"""Losses that change if a constant is added to all logits."""
+LINKED = {id for id, cls in LOSSES.items() if issubclass(cls, LinkedLoss)}
+"""Losses of transformed logits, which keep more than one N×C tensor for the backward pass."""
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)

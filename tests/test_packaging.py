@@ -24,7 +24,7 @@ from noisyloss._base import LOSSES
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 CLASSES = [value for name in noisyloss.__all__ if inspect.isclass(value := getattr(noisyloss, name))]
-PUBLISHED = [cls for cls in CLASSES if cls not in (RobustLoss, PointwiseLoss)]
+PUBLISHED = [cls for cls in CLASSES if issubclass(cls, RobustLoss) and cls not in (RobustLoss, PointwiseLoss)]
 NO_PAPER = {"CELoss", "WeightedSum"}  # neither comes from a paper on label noise
 
 

@@ -10,6 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from conftest import LINKED, SHIFT_VARIANT
 from hypothesis import assume, given
 from hypothesis.extra.numpy import arrays
 
@@ -58,9 +59,8 @@ def test_within_the_scaled_bounds_of_class_weights_and_label_smoothing(make_loss
     c = input.shape[1]
     loss = make_loss(weight=torch.linspace(0.5, 2, c, dtype=F64), label_smoothing=0.3, reduction="none")
     low, high = loss.bounds(c)
-    plain_low, plain_high = make_loss().bounds(c)
-    assert low == min(0.5 * plain_low, 2 * plain_low)
-    assert high == 2 * plain_high
+    plain = make_loss().bounds(c)
+    assert (low, high) == (min(0.5 * plain[0], 2 * plain[0]), max(0.5 * plain[1], 2 * plain[1]))
     values = loss(input, target)
     assert ((values >= low - 1e-9 * max(1, abs(low))) & (values <= high + 1e-9 * min(high, 1e3))).all()
 
@@ -120,6 +120,8 @@ def test_noisy_risk_of_a_symmetric_loss_is_affine_in_its_clean_risk(make_loss, b
 
 @given(batch=batches(), shift=st.floats(-100, 100))
 def test_shifting_the_logits_changes_nothing(make_loss, batch, shift):
+    if make_loss.args[0] in SHIFT_VARIANT:
+        pytest.skip("a function of the logits, not of their softmax")
     input, target = batch
     torch.testing.assert_close(make_loss()(input + shift, target), make_loss()(input, target), rtol=1e-7, atol=1e-9)
 
@@ -327,6 +329,8 @@ def test_inputs_are_not_modified(make_loss, path, generator):
 def test_keeps_at_most_one_n_by_c_tensor_for_backward(make_loss, path, generator):
     if path == "plain" and make_loss().sums:
         pytest.skip("plain ops keep more; they are for small tensors")
+    if make_loss.args[0] in LINKED:
+        pytest.skip("a link keeps tensors of its own")
     input = torch.randn(300, 200, generator=generator).requires_grad_()
     target = torch.randint(200, (300,), generator=generator)
     kept = {}

@@ -12,19 +12,29 @@ from typing_extensions import assert_type
 from noisyloss import (
     ANLLoss,
     APLLoss,
+    BackwardCorrection,
+    BiTemperedLoss,
     CELoss,
+    ELRLoss,
     FocalLoss,
+    ForwardCorrection,
     GCELoss,
+    GJSLoss,
+    LogitClip,
     NCELoss,
     Normalized,
     NormalizedNegative,
     PointwiseLoss,
     RCELoss,
     RobustLoss,
+    SparseRegularization,
     Symmetrized,
     TaylorCELoss,
     WeightedSum,
+    clip_logits,
     create_loss,
+    entropy_regularizer,
+    l1_penalty,
     list_losses,
     recommended,
 )
@@ -34,6 +44,8 @@ from noisyloss.noise import (
     asymmetric_matrix,
     cifar100_mapping,
     corrupt,
+    estimate_noise_rate,
+    estimate_transition,
     pairflip_matrix,
     symmetric_matrix,
 )
@@ -59,6 +71,9 @@ def options() -> list[RobustLoss]:
         APLLoss("nce", RCELoss(A=-4), alpha=10, beta=0.1, reduction="mean"),
         WeightedSum([NCELoss(), RCELoss()], [1, 2.0], weight=None),
         create_loss("nce+rce", alpha=10.0, beta=0.1, reduction="none"),
+        LogitClip(SparseRegularization("gce", lam=4), 2.0, weight=torch.ones(10)),
+        ForwardCorrection(symmetric_matrix(10, 0.4), BiTemperedLoss(0.5, num_iters=10)),
+        BackwardCorrection([[0.9, 0.1], [0.2, 0.8]], "mae", reduction="sum"),
     ]
 
 
@@ -85,6 +100,12 @@ def results(criterion: RobustLoss, input: Tensor, target: Tensor) -> None:
     assert_type(list_losses(), list[str])
 
 
+def more_inputs(model: nn.Module, input: Tensor, target: Tensor, index: Tensor) -> Tensor:
+    gjs, elr = GJSLoss(0.3, reduction="sum"), ELRLoss(50_000, 10, lam=7, weight=torch.ones(10))
+    assert_type(elr(input, target, index), Tensor)
+    return gjs([input, clip_logits(input, 2.0)], target) + l1_penalty(model.parameters()) + entropy_regularizer(input)
+
+
 def noise(dataset: Dataset[tuple[Tensor, int]], generator: torch.Generator) -> None:
     matrix = symmetric_matrix(10, 0.4)
     assert_type(matrix, npt.NDArray[np.float64])
@@ -94,6 +115,8 @@ def noise(dataset: Dataset[tuple[Tensor, int]], generator: torch.Generator) -> N
     assert_type(corrupt([0, 1, 2], matrix, generator=0), list[int])
     assert_type(corrupt(torch.arange(3), matrix, generator=generator, exact=False), Tensor)
     assert_type(corrupt([0, 1], [[0.5, 0.5], [0.0, 1.0]], generator=0), list[int])
+    assert_type(estimate_transition(torch.rand(5, 2), [0, 1, 1, 0, 1]), npt.NDArray[np.float64])
+    assert_type(estimate_noise_rate([[0.5, 0.5]], torch.tensor([0])), float)
     noisy = NoisyLabels(dataset, matrix, generator=0, targets=[0, 1, 2])
     assert_type(noisy.clean_targets, Tensor)
     assert_type(noisy.targets, Tensor)

@@ -1,5 +1,6 @@
-"""Label noise: transition matrices, and labels and datasets corrupted by them."""
+"""Label noise: transition matrices, labels and datasets corrupted by them, and estimates of how noisy labels are."""
 
+from noisyloss.noise.estimation import estimate_noise_rate, estimate_transition
 from noisyloss.noise.labels import NoisyLabels, corrupt
 from noisyloss.noise.transition import (
     CIFAR10_MAPPING,
@@ -17,6 +18,8 @@ __all__ = [
     "asymmetric_matrix",
     "cifar100_mapping",
     "corrupt",
+    "estimate_noise_rate",
+    "estimate_transition",
     "pairflip_matrix",
     "symmetric_matrix",
 ]
