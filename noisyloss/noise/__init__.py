@@ -1,5 +1,7 @@
-"""Label noise: transition matrices, and labels and datasets corrupted by them."""
+"""Label noise: transition matrices, labels and datasets corrupted by them or by the input, and human labels."""
 
+from noisyloss.noise.human import load_cifar10n
+from noisyloss.noise.instance import corrupt_by_instance
 from noisyloss.noise.labels import NoisyLabels, corrupt
 from noisyloss.noise.transition import (
     CIFAR10_MAPPING,
@@ -17,6 +19,8 @@ __all__ = [
     "asymmetric_matrix",
     "cifar100_mapping",
     "corrupt",
+    "corrupt_by_instance",
+    "load_cifar10n",
     "pairflip_matrix",
     "symmetric_matrix",
 ]
