@@ -38,9 +38,10 @@ def load_cifar10n(path: str | PathLike[str]) -> dict[str, Tensor]:
         path: the file.
 
     Returns:
-        A dict of int64 tensors, one label per training image: ``"clean"``, CIFAR-10's own labels; ``"random1"``,
-        ``"random2"``, ``"random3"``, those of three annotators for each image (17.2 %, 18.1 % and 17.6 % wrong);
-        ``"aggre"``, their majority (9.0 %); ``"worst"``, a wrong one of the three wherever there is one (40.2 %).
+        The labels by name, each an int64 tensor with one label per training image. ``"clean"`` holds CIFAR-10's own
+        labels; ``"random1"``, ``"random2"`` and ``"random3"`` those of three annotators for each image (17.2 %, 18.1 %
+        and 17.6 % wrong); ``"aggre"`` their majority (9.0 %); ``"worst"`` a wrong one of the three wherever there is
+        one (40.2 %).
 
     Raises:
         FileNotFoundError: there is no such file.

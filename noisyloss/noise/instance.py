@@ -57,8 +57,8 @@ def corrupt_by_instance(
     Examples:
         >>> from noisyloss.noise import corrupt_by_instance
         >>> features = [[0.0, 1.0], [0.1, 1.0], [5.0, -2.0], [5.0, -2.1], [0.0, 1.0], [5.0, -2.0]]
-        >>> corrupt_by_instance([0, 0, 0, 0, 1, 1], features, 0.6, num_classes=4, generator=1)
-        [2, 0, 3, 3, 3, 2]
+        >>> corrupt_by_instance([0, 0, 0, 0, 1, 1], features, 0.6, num_classes=4, generator=5)
+        [0, 2, 1, 1, 0, 1]
 
     References:
         Xia et al., *Part-dependent Label Noise: Towards Instance-dependent Label Noise*, NeurIPS 2020, and their code.
