@@ -146,6 +146,7 @@ def test_the_table_of_a_paper_by_hand():
     rows += [row("nce+rce", "symmetric:0.8", 2, 1.0, epoch=60)]  # not finished
     rows += [row("nce+rce", "symmetric:0.8", 3, 1.0, lr=0.1), row("nce+rce:alpha=2", "symmetric:0.8", 3, 1.0)]
     rows += [row("nce+rce", "symmetric:0.8", 3, 1.0, model="cnn4", epochs=120)]
+    rows += [row("nce+rce", "symmetric:0.8", 3, 1.0, l1=1e-6)]
     table = {line[1]: line for line in lines_of(tables.paper_table("l1", rows)) if line[0] == "symmetric:0.8"}
     head, published = ["symmetric:0.8", "nce+rce, L2"], "52.71 ± 1.90 [APL]; 55.28 ± 1.26 [EPS]"
     command = "`--model cnn8 --losses nce+rce:alpha=1,beta=1 --noise symmetric:0.8 --seeds 0 1`"
