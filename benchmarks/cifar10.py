@@ -2,92 +2,52 @@
 
     python benchmarks/cifar10.py --losses ce nce+rce --noise symmetric:0.4 --seeds 0 1 2 --model cnn8
 
+    python benchmarks/cifar10.py --recipe apl --seeds 0 1 2 --workers 8      # all of a paper, on all GPUs
+    python benchmarks/cifar10.py --table apl                                 # beside the published numbers
+
 A loss is an id, with hyper-parameters if need be: nce+rce:alpha=10,beta=0.1. Noise is clean, symmetric:0.4,
-asymmetric:0.4, sequential:0.4 (asymmetric as the papers' code drew it) or pairflip:0.3. What is done is skipped, what
-was killed goes on: start the same command again. Started twice at once, with --threads 1, two processes share the grid.
-On a CPU, the same seed and number of threads give the same curve bit for bit; on CUDA the kernels' sums may differ.
+asymmetric:0.4, sequential:0.4 (asymmetric as the papers' code drew it), pairflip:0.3, instance:0.4 (it depends on the
+image), or human:worst, aggre, random1, random2, random3 (CIFAR-10N). What is done is skipped, what was killed goes on:
+start the same command again. On a CPU, the same seed and number of threads give the same curve bit for bit; on CUDA the
+labels and the initial weights are the same, and the curve up to the order of the kernels' sums.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import workers
 from harness import (
+    HUMAN,
     Row,
     Setup,
     Task,
     at_least,
     check,
-    hyperparameters,
+    identity,
     make_runs,
     parse_loss,
+    parse_noise,
     read_rows,
-    report,
     shell_command,
-    train_all,
-    transition_matrix,
 )
+from papers import PROTOCOL, RECIPES, Entry
+from tables import is_registered, paper_table, published, report
 from torch import Tensor, nn
 from torchvision.datasets import CIFAR10
 
-from noisyloss.noise import CIFAR10_MAPPING
+from noisyloss.noise import CIFAR10_MAPPING, load_cifar10n
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 PAD = 4  # of the random crop
-
-# Clean-test accuracy of cnn8 after 120 epochs, mean ± std of 3 runs, as far as a public source could be read.
-# APL: the stored output of plot_results.ipynb in HanxunH/Active-Passive-Losses at 89fa39a, the authors' own; the paper
-# itself could not be read and may differ. Its asymmetric noise is sequential.
-# JAL: a public reading note on Wang et al., ICCV 2025, who re-ran the losses with exact noise; secondary, means only.
-APL, JAL = "Ma et al. 2020, authors' notebook", "Wang et al. 2025, secondary"
-PUBLISHED = {
-    (loss, noise): f"{accuracy} ({source})"
-    for source, noises, rows in (
-        (
-            APL,
-            ("clean", "symmetric:0.2", "symmetric:0.4", "symmetric:0.6", "symmetric:0.8"),
-            {
-                "ce": ("90.36 ± 0.03", "75.90 ± 0.28", "60.28 ± 0.27", "40.90 ± 0.35", "19.65 ± 0.46"),
-                "focal": ("89.63 ± 0.25", "74.59 ± 0.49", "57.55 ± 0.39", "38.91 ± 0.62", "19.43 ± 0.27"),
-                "gce": ("89.38 ± 0.23", "87.37 ± 0.21", "83.33 ± 0.39", "72.00 ± 0.37", "29.08 ± 0.80"),
-                "sce": ("91.30 ± 0.22", "88.05 ± 0.26", "82.06 ± 0.24", "66.08 ± 0.25", "30.69 ± 0.63"),
-                "mae": ("88.75 ± 0.26", "86.79 ± 0.18", "84.41 ± 0.10", "78.22 ± 0.31", "50.42 ± 1.29"),
-                "rce": ("88.05 ± 3.65", "85.69 ± 3.15", "86.09 ± 0.18", "77.38 ± 3.69", "45.04 ± 5.29"),
-                "nce": ("75.40 ± 0.44", "73.38 ± 0.46", "69.90 ± 0.48", "63.36 ± 0.68", "44.22 ± 0.24"),
-                "nfl+mae": ("89.25 ± 0.19", "87.33 ± 0.14", "83.81 ± 0.06", "76.36 ± 0.31", "45.23 ± 0.52"),
-                "nfl+rce": ("90.91 ± 0.02", "89.14 ± 0.13", "86.05 ± 0.12", "79.78 ± 0.13", "55.06 ± 1.08"),
-                "nce+mae": ("88.83 ± 0.34", "87.12 ± 0.21", "84.19 ± 0.43", "77.61 ± 0.05", "49.62 ± 0.72"),
-                "nce+rce": ("90.76 ± 0.22", "89.22 ± 0.27", "86.02 ± 0.09", "79.78 ± 0.50", "52.71 ± 1.90"),
-            },
-        ),
-        (
-            APL,
-            ("sequential:0.1", "sequential:0.2", "sequential:0.3", "sequential:0.4"),
-            {
-                "ce": ("87.38 ± 0.16", "83.62 ± 0.15", "79.38 ± 0.28", "75.00 ± 0.50"),
-                "focal": ("86.35 ± 0.30", "82.97 ± 0.14", "79.48 ± 0.21", "74.60 ± 0.15"),
-                "gce": ("88.42 ± 0.07", "86.07 ± 0.31", "80.78 ± 0.21", "74.98 ± 0.32"),
-                "nfl+mae": ("88.46 ± 0.20", "86.81 ± 0.32", "83.91 ± 0.34", "77.16 ± 0.10"),
-                "nfl+rce": ("90.20 ± 0.15", "88.73 ± 0.29", "85.74 ± 0.22", "79.27 ± 0.43"),
-                "nce+mae": ("88.25 ± 0.09", "86.44 ± 0.23", "83.98 ± 0.52", "78.23 ± 0.42"),
-                "nce+rce": ("89.95 ± 0.20", "88.56 ± 0.17", "85.58 ± 0.44", "79.59 ± 0.40"),
-            },
-        ),
-        (
-            JAL,
-            ("asymmetric:0.2", "asymmetric:0.4"),
-            {"ce": ("83.05", "73.85"), "nce": ("72.20", "65.33"), "nce+rce": ("88.62", "77.94")},
-        ),
-    )
-    for loss, accuracies in rows.items()
-    for noise, accuracy in zip(noises, accuracies, strict=True)
-}
 
 
 # Models. Max-pooling goes before the ReLU: the two commute, values and gradients, and a quarter is left to rectify.
@@ -163,6 +123,7 @@ def cifar10(
     test_images: np.ndarray,
     test_targets: Sequence[int],
     device: torch.device,
+    human: Mapping[str, Tensor] | None = None,
 ) -> Task:
     """Return the task: images stay on the device as uint8, the padding of the crop (black) included."""
     padded = F.pad(torch.from_numpy(train_images).to(device), (0, 0, PAD, PAD, PAD, PAD))
@@ -186,7 +147,23 @@ def cifar10(
         train_inputs=lambda index: normalise(plain[index]),
         test_inputs=lambda index: normalise(test[index]),
         epoch_inputs=epoch_inputs,
+        features=torch.from_numpy(train_images),  # raw pixels, as in the code of Xia et al.
+        human=human or {},
     )
+
+
+def load_human(path: Path, train_targets: Sequence[int]) -> dict[str, Tensor]:
+    """Return the labels of CIFAR-10N; stop with a message where they are not there, or not in our order."""
+    try:
+        labels = load_cifar10n(path)
+    except FileNotFoundError:
+        raise SystemExit(
+            f"CIFAR-10N is not at {path}. Put CIFAR-10_human.pt from https://github.com/UCSC-REAL/cifar-10-100n "
+            "(CC BY-NC 4.0) there, or name it with --human FILE."
+        ) from None
+    if labels.pop("clean").tolist() != list(train_targets):
+        raise SystemExit(f"{path}: the images are in another order than those of CIFAR-10 in --data")
+    return labels
 
 
 def crop_and_flip(padded: Tensor, order: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
@@ -202,87 +179,136 @@ def crop_and_flip(padded: Tensor, order: Sequence[Tensor], generator: torch.Gene
 
 # The command line
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noisyloss"
+RESULTS = Path(__file__).parent / "results"
 
-def published(row: Row) -> str:
-    """Return the published accuracy of a run, with its source."""
-    if row["model"] != "cnn8" or row["hyperparameters"] != hyperparameters(row["loss"], {}):
-        return "-"
-    return PUBLISHED.get((row["loss"], row["noise"]), "-")
+
+def prepare(args: argparse.Namespace, worker: int) -> tuple[list[Row], Setup]:
+    """Return the runs, and what this worker trains them with."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True
+    device = torch.device(args.device or workers.device_of(worker))
+
+    def command(entry: Entry, loss: str, noise: str, seed: int) -> str:
+        options = {"data": args.data if args.data != CACHE else None, "human": args.human, "out": args.out}
+        options |= {"model": args.model, "losses": loss, "noise": noise, "seeds": seed, "epochs": args.epochs}
+        options |= recipe(entry) | {"optimizer": None, "clip": args.clip}
+        return shell_command("cifar10.py", **options, device=args.device, threads=args.threads)
+
+    def recipe(entry: Entry) -> Row:
+        return {
+            "optimizer": "sgd",
+            "lr": args.lr,
+            "momentum": args.momentum,
+            "weight_decay": entry.weight_decay if args.weight_decay is None else args.weight_decay,
+            "l1": entry.l1 if args.l1 is None else args.l1,
+            "batch_size": args.batch_size,
+            "clip": args.clip or None,
+            "precision": args.precision if args.precision != "auto" else fastest_precision(device),
+        }
+
+    runs: dict[str, Row] = {}
+    for seed, noise, entry in itertools.product(args.seeds, args.noise, args.entries):
+        protocol = {"dataset": "cifar10", "model": args.model, "epochs": args.epochs, "recipe": recipe(entry)}
+        (run,) = make_runs([entry.loss], [noise], [seed], functools.partial(command, entry), device, **protocol)
+        runs.setdefault(identity(run), run)
+
+    data = load(args.data)
+    wanted = any(noise.startswith("human:") for noise in args.noise)
+    human = load_human(args.human or args.data / "CIFAR-10_human.pt", data[1]) if wanted else None
+    setup = Setup(cifar10(*data, device, human), MODELS, args.out, device, 5 if device.type == "cpu" else 1)
+    return list(runs.values()), setup
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the grid, then print the table and save the plots."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noisyloss"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", default=cache, help="with cifar-10-batches-py (default: %(default)s)")
+    add("--data", type=Path, metavar="DIR", default=CACHE, help="with cifar-10-batches-py (default: %(default)s)")
+    add("--human", type=Path, metavar="FILE", help="labels of CIFAR-10N (default: CIFAR-10_human.pt in --data)")
     add("--out", type=Path, metavar="DIR", default=Path("out/cifar10"), help="of rows and plots (default: %(default)s)")
-    add("--model", choices=MODELS, default="cnn4")
-    add("--losses", nargs="+", metavar="ID", default=["ce", "nce+rce"])
-    add("--noise", nargs="+", metavar="KIND", default=["symmetric:0.4"])
+    add(
+        "--recipe",
+        choices=RECIPES,
+        help="losses, noise, model and penalties of a paper; what is given here comes first",
+    )
+    add("--model", choices=MODELS, help="default: cnn8 with --recipe and --table PAPER, else cnn4")
+    add("--losses", nargs="+", metavar="ID", help="default: ce nce+rce")
+    add("--noise", nargs="+", metavar="KIND", help="default: symmetric:0.4")
     add("--seeds", nargs="+", metavar="N", type=at_least(0), default=[0])
     add("--epochs", metavar="N", type=at_least(1), help="default: 120 for cnn8, else 30")
-    add("--batch-size", metavar="N", type=at_least(1), default=128)
-    add("--lr", metavar="X", type=at_least(0, float), default=0.01, help="at the start of the cosine (default: 0.01)")
-    add("--momentum", metavar="X", type=at_least(0, float), default=0.9)
-    add("--weight-decay", metavar="X", type=at_least(0, float), default=1e-4, help="L2 (default: 1e-4)")
-    add("--l1", metavar="X", type=at_least(0, float), default=0.0, help="times the sum of all |parameters|")
-    add("--clip", metavar="X", type=at_least(0, float), default=5.0, help="norm of the gradient; 0: no limit")
+    add("--batch-size", metavar="N", type=at_least(1), default=PROTOCOL["batch_size"])
+    add("--lr", metavar="X", type=at_least(0, float), default=PROTOCOL["lr"], help="at the start of the cosine")
+    add("--momentum", metavar="X", type=at_least(0, float), default=PROTOCOL["momentum"])
+    add("--weight-decay", metavar="X", type=at_least(0, float), help="L2 (default: 1e-4, or the recipe's)")
+    add(
+        "--l1",
+        metavar="X",
+        type=at_least(0, float),
+        help="times the sum of all |parameters| (default: 0, or the recipe's)",
+    )
+    add("--clip", metavar="X", type=at_least(0, float), default=PROTOCOL["clip"], help="norm of the gradient; 0: none")
     add("--device", help="default: cuda if there is one, else cpu")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="auto: bf16 on a CPU, else fp32")
     add("--threads", metavar="N", type=at_least(1), help="1 on a machine that others use: threads wait for each other")
-    add("--table", action="store_true", help="no training: table and plots of the rows in --out")
+    workers.add_options(parser)
+    add(
+        "--table",
+        nargs="?",
+        const="",
+        choices=["", *RECIPES],
+        metavar="PAPER",
+        help="no training: the tables and plots of the rows in --out; or those committed in benchmarks/results, beside "
+        f"the numbers of a paper ({', '.join(RECIPES)})",
+    )
     args = parser.parse_args(argv)
-    if args.table:
+    if args.table == "":
         return report(read_rows(args.out / "results.jsonl"), args.out, published)
+    args.model = args.model or ("cnn8" if args.recipe or args.table else "cnn4")
+    args.epochs = args.epochs or EPOCHS[args.model]
+    if args.table:
+        rows = [row for path in sorted(RESULTS.glob("cifar10*/results.jsonl")) for row in read_rows(path)]
+        rows += read_rows(args.out / "results.jsonl")
+        return print(paper_table(args.table, rows, args.model, args.epochs))
 
-    check(parser, "--losses", args.losses, parse_loss)
-    check(parser, "--noise", args.noise, lambda noise: transition_matrix(noise, 10, CIFAR10_MAPPING))
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = find_device(parser, args.device)
-    recipe = {
-        "optimizer": "sgd",
-        "lr": args.lr,
-        "momentum": args.momentum,
-        "weight_decay": args.weight_decay,
-        "l1": args.l1,
-        "batch_size": args.batch_size,
-        "clip": args.clip or None,
-        "precision": find_precision(parser, args.precision, device),
-    }
-    epochs = args.epochs or EPOCHS[args.model]
-
-    def command(loss: str, noise: str, seed: int) -> str:
-        options = {"data": args.data if args.data != cache else None, "out": args.out, "model": args.model}
-        options |= {"losses": loss, "noise": noise, "seeds": seed, "epochs": epochs}
-        options |= recipe | {"optimizer": None, "clip": args.clip}
-        return shell_command("cifar10.py", **options, device=args.device, threads=args.threads)
-
-    protocol = {"dataset": "cifar10", "model": args.model, "epochs": epochs, "recipe": recipe}
-    runs = make_runs(args.losses, args.noise, args.seeds, command, device, **protocol)
-    task = cifar10(*load(args.data), device)
-    torch.backends.cudnn.benchmark = True
-    train_all(runs, Setup(task, MODELS, args.out, device, memorised_every=5 if device.type == "cpu" else 1))
+    choose_grid(parser, args)
+    find_device(parser, args.device)
+    if args.precision == "fp16" and not (args.device or workers.device_of(0)).startswith("cuda"):
+        parser.error("argument --precision: fp16 needs --device cuda")
+    workers.check(parser, args)
+    if not args.threads and (args.ray or args.workers > 1):  # more than its share would wait for each other
+        args.threads = 1 if args.ray else max(1, (os.cpu_count() or 1) // args.workers)
+    workers.train(prepare, args)
     return report(read_rows(args.out / "results.jsonl"), args.out, published)
 
 
-def find_device(parser: argparse.ArgumentParser, name: str | None) -> torch.device:
-    """Return the device that is asked for, or the best; stop with a message where it is not there."""
+def choose_grid(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Settle the entries and the noises; stop with a message where they cannot be read."""
+    recipe = RECIPES.get(args.recipe)
+    args.entries = [Entry(loss) for loss in args.losses or ["ce", "nce+rce"]]
+    args.noise = args.noise or (list(recipe.noises) if recipe else ["symmetric:0.4"])
+    if recipe:
+        chosen = [entry for entry in recipe.entries if not args.losses or entry.loss.partition(":")[0] in args.losses]
+        if missing := set(args.losses or ()) - {entry.loss.partition(":")[0] for entry in chosen}:
+            parser.error(f"argument --losses: {', '.join(sorted(missing))}: not in the recipe {args.recipe}")
+        args.entries = [entry for entry in chosen if is_registered(entry.loss)]
+        if absent := [entry.loss for entry in chosen if entry not in args.entries]:
+            print(f"left out, as this version does not have them: {', '.join(absent)}")
+    check(parser, "--losses", [entry.loss for entry in args.entries], parse_loss)
+    check(parser, "--noise", args.noise, functools.partial(parse_noise, human=HUMAN))
+
+
+def find_device(parser: argparse.ArgumentParser, name: str | None) -> None:
+    """Stop with a message where the device that is asked for is not there."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=torch.device(name or "cpu"))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         parser.error(f"argument --device: {name}: {str(error).splitlines()[0]}")
-    return device
 
 
-def find_precision(parser: argparse.ArgumentParser, name: str, device: torch.device) -> str:
-    """Return the precision that is asked for; auto is bf16 on a CPU with the instructions that make it fast."""
-    if name == "fp16" and device.type != "cuda":
-        parser.error("argument --precision: fp16 needs --device cuda")
-    if name != "auto":
-        return name
+def fastest_precision(device: torch.device) -> str:
+    """Return bf16 for a CPU with the instructions that make it fast, else fp32."""
     fast = device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return "bf16" if fast else "fp32"
 

@@ -7,30 +7,28 @@ Long enough for cross entropy to memorise the wrong labels: its curve rises, the
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import workers
 from harness import (
     DROP_IN,
+    Row,
     Setup,
     Task,
     at_least,
     check,
     make_runs,
     parse_loss,
+    parse_noise,
     read_rows,
-    report,
     shell_command,
-    train_all,
-    transition_matrix,
-    unfinished,
 )
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from tables import report
 from torch import nn
 
 from noisyloss.noise import MNIST_MAPPING
@@ -71,22 +69,12 @@ def digits() -> Task:
         train_inputs=lambda index: train_x[index],
         test_inputs=lambda index: test_x[index],
         epoch_inputs=lambda order, generator: (train_x[index] for index in order),
+        features=train_x,
     )
 
 
-def main(argv: Sequence[str] | None = None, *, helping: bool = False) -> None:
-    """Run the benchmark; the helping process works from the other end of the grid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("out/digits"), help="results.jsonl and plots (default: %(default)s)")
-    add("--losses", nargs="+", metavar="ID", default=LOSSES)
-    add("--noise", nargs="+", metavar="KIND", default=["symmetric:0.4", "symmetric:0.6"])
-    add("--seeds", nargs="+", metavar="N", type=at_least(0), default=[0, 1])
-    add("--epochs", metavar="N", type=at_least(1), default=100)
-    add("--workers", type=int, choices=(1, 2), default=min(2, os.cpu_count() or 1), help="processes")
-    args = parser.parse_args(argv)
-    check(parser, "--losses", args.losses, parse_loss)
-    check(parser, "--noise", args.noise, lambda noise: transition_matrix(noise, 10, MNIST_MAPPING))
+def prepare(args: argparse.Namespace, worker: int) -> tuple[list[Row], Setup]:
+    """Return the runs and what they are trained with."""
 
     def command(loss: str, noise: str, seed: int) -> str:
         return shell_command("digits.py", out=args.out, losses=loss, noise=noise, seeds=seed, epochs=args.epochs)
@@ -95,28 +83,25 @@ def main(argv: Sequence[str] | None = None, *, helping: bool = False) -> None:
     device = torch.device("cpu")
     protocol = {"dataset": "digits", "model": "mlp", "epochs": args.epochs, "recipe": RECIPE}
     runs = make_runs(args.losses, args.noise, args.seeds, command, device, **protocol)
-    setup = Setup(digits(), {"mlp": mlp}, args.out, device, bar=False)
-    if helping:
-        return train_all(runs[::-1], setup)
-    helper = multiprocessing.get_context("spawn").Process(target=help_out, args=(argv,), daemon=True)
-    helped = args.workers > 1 and len(unfinished(runs, setup)) > 1
-    if helped:
-        helper.start()
-    train_all(runs, setup)
-    if helped:
-        helper.join()
-    return report(read_rows(setup.results), args.out)
+    return runs, Setup(digits(), {"mlp": mlp}, args.out, device, bar=False)
 
 
-def help_out(argv: Sequence[str] | None) -> None:
-    """Work on the grid of the parent process for as long as that lives."""
-
-    def follow() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    main(argv, helping=True)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("out/digits"), help="results.jsonl and plots (default: %(default)s)")
+    add("--losses", nargs="+", metavar="ID", default=LOSSES)
+    add("--noise", nargs="+", metavar="KIND", default=["symmetric:0.4", "symmetric:0.6"])
+    add("--seeds", nargs="+", metavar="N", type=at_least(0), default=[0, 1])
+    add("--epochs", metavar="N", type=at_least(1), default=100)
+    workers.add_options(parser, default=min(2, os.cpu_count() or 1))
+    args = parser.parse_args(argv)
+    check(parser, "--losses", args.losses, parse_loss)
+    check(parser, "--noise", args.noise, parse_noise)
+    workers.check(parser, args)
+    workers.train(prepare, args)
+    return report(read_rows(args.out / "results.jsonl"), args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: specs, the row file, the training loop with its checkpoints, the table and the plots.
+"""What the benchmarks share: specs, noisy labels, the row file, the training loop with its checkpoints.
 
 A *run* is one network trained with one loss on one set of noisy labels; the fields in `IDENTITY` say which. Every
 finished epoch is one JSON row in OUT/results.jsonl. A run killed at any moment goes on where it stopped: its checkpoint
@@ -20,12 +20,11 @@ import math
 import os
 import platform
 import shlex
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from noisyloss import create_loss
-from noisyloss.noise import asymmetric_matrix, corrupt, pairflip_matrix, symmetric_matrix
+from noisyloss.noise import asymmetric_matrix, corrupt, corrupt_by_instance, pairflip_matrix, symmetric_matrix
 
 try:
     import fcntl
@@ -43,7 +42,8 @@ except ImportError:  # Windows has no flock: there, one process for each OUT
     fcntl = None  # type: ignore[assignment]
 
 IDENTITY = ("dataset", "model", "loss", "hyperparameters", "noise", "seed", "epochs", "recipe")
-NOISE_KINDS = ("clean", "symmetric", "asymmetric", "sequential", "pairflip")
+NOISE_KINDS = ("clean", "symmetric", "asymmetric", "sequential", "pairflip", "instance", "human")
+HUMAN = ("aggre", "random1", "random2", "random3", "worst")
 DROP_IN = "nce+rce:alpha=0.4,beta=0.4,logit_bias=fading"  # APLLoss() as a spec
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,6 +62,8 @@ class Task:
     train_inputs: Callable[[Tensor], Tensor]  # without augmentation
     test_inputs: Callable[[Tensor], Tensor]
     epoch_inputs: Callable[[Sequence[Tensor], torch.Generator], Iterable[Tensor]]  # batches of one epoch, augmented
+    features: Tensor | None = None  # of the training inputs, for instance-dependent noise; on a CPU, exact
+    human: Mapping[str, Tensor] = field(default_factory=dict)  # training labels that people gave
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,19 @@ def hyperparameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return resolved | {key: value for key, value in given.items() if key not in resolved and value}
 
 
-def transition_matrix(spec: str, num_classes: int, mapping: Mapping[int, int]) -> np.ndarray:
-    """Return the matrix that `symmetric:0.4` stands for; ValueError if it stands for none."""
-    kind, colon, text = spec.partition(":")
+def parse_noise(spec: str, human: Iterable[str] = ()) -> tuple[str, float | str]:
+    """Split `symmetric:0.4` into the kind and the rate, `human:worst` into the kind and the name."""
+    kind, _, text = spec.partition(":")
+    if kind == "human" and text in human:
+        return kind, text
     try:
-        rate = float(text) if colon else 0.0
+        rate = float(text or (0 if spec == "clean" else math.nan))
     except ValueError:
         rate = math.nan
-    if kind not in NOISE_KINDS or (kind == "clean") == bool(colon) or not 0 <= rate <= 1:
-        kinds = ", ".join(f"{kind}:RATE" for kind in NOISE_KINDS[1:])
-        raise ValueError(f"expected clean, {kinds} with a rate in [0, 1]; got {spec!r}")
-    if kind in ("asymmetric", "sequential"):
-        return asymmetric_matrix(num_classes, rate, mapping, sequential=kind == "sequential")
-    return (pairflip_matrix if kind == "pairflip" else symmetric_matrix)(num_classes, rate)
+    if kind not in NOISE_KINDS[:-1] or (kind == "clean") != (spec == "clean") or not 0 <= rate <= 1:
+        kinds = ", ".join(["clean", *(f"{kind}:RATE" for kind in NOISE_KINDS[1:-1]), *(f"human:{n}" for n in human)])
+        raise ValueError(f"expected {kinds}, with a rate in [0, 1]; got {spec!r}")
+    return kind, rate
 
 
 def check(parser: argparse.ArgumentParser, option: str, specs: Iterable[str], parse: Callable[[str], Any]) -> None:
@@ -149,16 +151,38 @@ def at_least(low: float, number: type = int) -> Callable[[str], Any]:
     return parse
 
 
+def shell_options(**options: Any) -> str:
+    """Return the part of a command line that gives these options; those that are None are left out."""
+    words = []
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
 def shell_command(script: str, **options: Any) -> str:
-    """Return the command line that gives a script these options; those that are None are left out."""
-    words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items() if value is not None]
-    return shlex.join(["python", f"benchmarks/{script}", *itertools.chain(*words)])
+    """Return the command line that gives a script these options."""
+    return f"python benchmarks/{script} {shell_options(**options)}"
+
+
+def in_brackets(settings: Mapping[str, Any]) -> str:
+    """Return settings as they follow a name."""
+    return f" ({', '.join(f'{key}={value}' for key, value in settings.items())})" if settings else ""
 
 
 def noisy_labels(task: Task, noise: str, seed: int) -> Tensor:
-    """Return the training labels that this seed gives, whatever the loss and the model."""
-    matrix = transition_matrix(noise, task.num_classes, task.mapping)
-    return corrupt(task.train_targets, matrix, generator=torch.Generator().manual_seed(seed))
+    """Return the training labels that this seed gives, whatever the loss and the model; human ones are as they are."""
+    kind, rate = parse_noise(noise, task.human)
+    if isinstance(rate, str):
+        return task.human[rate]
+    clean, classes, generator = task.train_targets, task.num_classes, torch.Generator().manual_seed(seed)
+    if kind == "instance":
+        return corrupt_by_instance(clean, task.features, rate, num_classes=classes, generator=generator)
+    if kind in ("asymmetric", "sequential"):
+        matrix = asymmetric_matrix(classes, rate, task.mapping, sequential=kind == "sequential")
+    else:
+        matrix = (pairflip_matrix if kind == "pairflip" else symmetric_matrix)(classes, rate)
+    return corrupt(clean, matrix, generator=generator)
 
 
 def make_runs(
@@ -238,6 +262,11 @@ def _is_row(line: bytes) -> bool:
         return False
 
 
+def can_lock() -> bool:
+    """Return whether several processes may share an output folder."""
+    return fcntl is not None
+
+
 @contextlib.contextmanager
 def _locked(file: IO[Any], wait: bool = True) -> Iterator[bool]:
     """Hold the lock of an open file, which the kernel frees should we die; yield False if another process has it."""
@@ -278,9 +307,11 @@ def _finish(run: Row, setup: Setup, *, wait: bool) -> bool:
     name = f"{run['loss']}_{run['noise']}_seed{run['seed']}".replace(":", "-")
     stem = setup.out / "checkpoints" / f"{name}_{hashlib.sha256(identity(run).encode()).hexdigest()[:12]}"
     checkpoint, lock = Path(f"{stem}.pt"), Path(f"{stem}.lock")
-    with lock.open("w") as file, _locked(file, wait) as ours:
+    with lock.open("a") as file, _locked(file, wait) as ours:
         if not ours:
             return False
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)  # for people: who has it
         if unfinished([run], setup):
             _train(run, setup, checkpoint)
     for path in (checkpoint, lock):
@@ -319,7 +350,7 @@ def _train(run: Row, setup: Setup, checkpoint: Path) -> None:
             if epoch not in written:
                 append_row(setup.results, line)
 
-    title = f"{run['loss']}{_in_brackets(run['given'])} {run['noise']} seed {seed}"
+    title = f"{run['loss']}{in_brackets(run['given'])} {run['noise']} seed {seed}"
     progress = tqdm(total=epochs, initial=len(rows), desc=title, unit="epoch", disable=None if setup.bar else True)
     printed = time.perf_counter()
     for epoch in range(len(rows) + 1, epochs + 1):
@@ -451,156 +482,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip() or None
-
-
-# The table and the plots
-
-
-def report(rows: Iterable[Row], out: Path, published: Callable[[Row], str] | None = None) -> None:
-    """Print one table for each protocol in the rows and save one plot for each noise in it."""
-    protocols: dict[str, list[list[Row]]] = {}
-    for curve in _curves(rows):
-        key = json.dumps([curve[0][name] for name in ("dataset", "model", "epochs", "recipe")], sort_keys=True)
-        protocols.setdefault(key, []).append(curve)
-    if not protocols:
-        print(f"no rows in {out}")
-    names: set[str] = set()
-    for curves in protocols.values():
-        first = curves[0][0]
-        recipe = ", ".join(f"{key} {value}" for key, value in first["recipe"].items() if value not in (None, 0))
-        print(f"\n{first['dataset']}, {first['model']}, {first['epochs']} epochs, {recipe}\n")
-        finished = [curve for curve in curves if curve[-1]["epoch"] == first["epochs"]]
-        if finished:
-            print(_table(finished, published))
-        for curve in curves:
-            if curve not in finished:
-                row = curve[-1]
-                print(
-                    f"unfinished: {loss_label(row, [c[0] for c in curves])} {row['noise']} seed {row['seed']}, "
-                    f"epoch {row['epoch']}: {row['test_accuracy']:.2f}"
-                )
-        for noise in dict.fromkeys(curve[0]["noise"] for curve in curves):
-            name = f"{first['dataset']}-{first['model']}-{first['epochs']}-{noise}".replace(":", "-")
-            while f"{name}.png" in names:  # the same with another recipe
-                name += "+"
-            names.add(f"{name}.png")
-            _plot([curve for curve in curves if curve[0]["noise"] == noise], out / f"{name}.png")
-            print(f"\n{out / name}.png", end="")
-        print()
-
-
-def _curves(rows: Iterable[Row]) -> list[list[Row]]:
-    """Return the rows run by run: sorted, as several processes may have written them."""
-    curves: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        curves.setdefault(identity(row), {}).setdefault(row["epoch"], row)
-
-    def place(curve: list[Row]) -> tuple[Any, ...]:
-        loss, settings = curve[0]["loss"], json.dumps(curve[0]["hyperparameters"])
-        return noise_place(curve[0]["noise"]), loss.count("+"), loss, settings, curve[0]["seed"]
-
-    return sorted(([curve[epoch] for epoch in sorted(curve)] for curve in curves.values()), key=place)
-
-
-def noise_place(noise: str) -> tuple[int, float]:
-    """Return what noises are sorted by: the kind, then the rate."""
-    kind, _, rate = noise.partition(":")
-    return NOISE_KINDS.index(kind), float(rate or 0)
-
-
-def _by_loss(curves: Sequence[list[Row]]) -> dict[tuple[str, str], list[list[Row]]]:
-    """Return the curves that differ in the seed only, under (noise, label of the loss)."""
-    cells: dict[tuple[str, str], list[list[Row]]] = {}
-    firsts = [curve[0] for curve in curves]
-    for first, curve in zip(firsts, curves, strict=True):
-        cells.setdefault((first["noise"], loss_label(first, firsts)), []).append(curve)
-    return cells
-
-
-def loss_label(row: Row, rows: Sequence[Row]) -> str:
-    """Return the id, and those hyper-parameters that differ among the rows with this id; the drop-in by its class."""
-    if _is_drop_in(row):
-        return "APLLoss()"
-    others = [other["hyperparameters"] for other in rows if other["loss"] == row["loss"] and not _is_drop_in(other)]
-    mine = row["hyperparameters"]
-    return row["loss"] + _in_brackets({k: v for k, v in mine.items() if any(o.get(k) != v for o in others)})
-
-
-def _is_drop_in(row: Row) -> bool:
-    name, settings = _drop_in()
-    return row["loss"] == name and row["hyperparameters"] == settings
-
-
-@functools.cache
-def _drop_in() -> tuple[str, dict[str, Any]]:
-    name, given = parse_loss(DROP_IN)
-    return name, hyperparameters(name, given)
-
-
-def _in_brackets(settings: Mapping[str, Any]) -> str:
-    return f" ({', '.join(f'{key}={value}' for key, value in settings.items())})" if settings else ""
-
-
-def _table(curves: Sequence[list[Row]], published: Callable[[Row], str] | None) -> str:
-    head = ["noise", "loss", "last epoch", "best epoch", "memorised", "seeds", *(["published"] if published else [])]
-    lines = [head]
-    for (noise, label), cell in _by_loss(curves).items():
-        last = [curve[-1] for curve in cell]
-        best = [max(row["test_accuracy"] for row in curve) for curve in cell]
-        line = [noise, label, mean_std([row["test_accuracy"] for row in last]), mean_std(best)]
-        line += [mean_std([row["memorised"] for row in last if row["memorised"] is not None]), str(len(cell))]
-        lines.append(line + ([published(last[0])] if published else []))
-    return markdown_table(lines)
-
-
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; the first line is its head."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    return "\n".join(
-        f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |" for line in lines
-    )
-
-
-def mean_std(values: Sequence[float]) -> str:
-    """Return the mean, with the standard deviation of more than one value; a dash for none."""
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
-
-
-def _plot(curves: Sequence[list[Row]], path: Path) -> None:
-    from matplotlib.figure import Figure  # slow to import, and needed at the very end only
-
-    first = curves[0][0]
-    panels = {"test_accuracy": "test accuracy, %"}
-    if any(row["memorised"] is not None for curve in curves for row in curve):
-        panels["memorised"] = "wrong labels that the network predicts, %"
-    figure = Figure(figsize=(1 + 5.5 * len(panels), 4.2), layout="constrained")
-    figure.suptitle(f"{first['dataset']}, {first['model']}, {first['noise']}, mean over seeds")
-    cells = {label: cell for (_, label), cell in _by_loss(curves).items()}
-    for axes, (field, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        ends = {}
-        for colour, (label, cell) in enumerate(cells.items()):
-            points: dict[int, list[float]] = {}
-            for curve in cell:
-                for row in curve:
-                    if row[field] is not None:
-                        points.setdefault(row["epoch"], []).append(row[field])
-            x = sorted(epoch for epoch, values in points.items() if len(values) == len(cell))
-            if not x:
-                continue
-            mean = [statistics.mean(points[epoch]) for epoch in x]
-            (line,) = axes.plot(x, mean, f"C{colour % 10}", linestyle=("-", "--", ":")[colour // 10 % 3], linewidth=1.6)
-            if len(cell) > 1:
-                low, high = [min(points[e]) for e in x], [max(points[e]) for e in x]
-                axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-            ends[f"{label}  {mean[-1]:.1f}"] = (mean[-1], line)
-        axes.set(xlabel="epoch", ylabel=title)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        ranked = sorted(ends, key=lambda label: -ends[label][0])  # in the order in which the lines end
-        lines = [ends[label][1] for label in ranked]
-        axes.legend(lines, ranked, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=150)

@@ -43,11 +43,11 @@ from harness import (
     check,
     device_name,
     git_commit,
-    markdown_table,
     parse_loss,
     read_rows,
     shell_command,
 )
+from tables import markdown_table
 from torch import Tensor
 
 from noisyloss import WeightedSum, create_loss, list_losses

@@ -31,16 +31,13 @@ from harness import (
     at_least,
     check,
     device_name,
-    loss_label,
     make_runs,
-    markdown_table,
-    mean_std,
-    noise_place,
     parse_loss,
     read_rows,
     shell_command,
     train_all,
 )
+from tables import loss_label, markdown_table, mean_std, noise_place
 from torch import nn
 
 OPTIMIZERS = {

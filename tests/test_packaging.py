@@ -233,13 +233,21 @@ def test_the_tables_shown_are_those_of_the_committed_rows(results, tmp_path, mon
     if kind == "swap":
         print(importlib.import_module("swap").report(rows))
     else:
-        importlib.import_module("speed" if kind == "speed" else "harness").report(rows, tmp_path)
+        importlib.import_module("speed" if kind == "speed" else "tables").report(rows, tmp_path)
     tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(tables) > 2
-    pages = {"speed": ["docs/benchmarks.md"], "swap": ["docs/will_it_train.md"]}
-    for page in pages.get(kind, ["README.md", "docs/benchmarks.md"]):
-        text = (ROOT / page).read_text(encoding="utf-8")
-        assert [line for line in tables if line not in text] == []
+    text = (DOCS / {"swap": "will_it_train.md"}.get(kind, "benchmarks.md")).read_text(encoding="utf-8")
+    assert [line for line in tables if line not in text] == []
     for row in rows:
         assert all(row[field] for field in ("command", "commit", "torch", "device"))
     assert {path.name for path in results.parent.glob("*.png")} == {path.name for path in tmp_path.glob("*.png")}
+
+
+def test_the_tables_of_the_readme_are_parts_of_those_in_the_docs(readme: str) -> None:
+    pages = "\n".join((DOCS / name).read_text(encoding="utf-8") for name in ("benchmarks.md", "will_it_train.md"))
+    parts = re.findall(r"<!-- results: (\w+) -->(.*?)<!-- end of \1 -->", readme, re.S)
+    shown = {kind: [line for line in part.splitlines() if line.startswith("|")] for kind, part in parts}
+    assert set(shown) == {"digits", "cifar10", "swap"}
+    for lines in shown.values():
+        assert len(lines) > 2
+        assert [line for line in lines if line not in pages] == []

@@ -1,6 +1,8 @@
-"""Label noise: transition matrices, labels and datasets corrupted by them, and estimates of how noisy labels are."""
+"""Label noise: by transition matrices, by the input, by people, and estimates of how noisy labels are."""
 
 from noisyloss.noise.estimation import estimate_noise_rate, estimate_transition
+from noisyloss.noise.human import load_cifar10n
+from noisyloss.noise.instance import corrupt_by_instance
 from noisyloss.noise.labels import NoisyLabels, corrupt
 from noisyloss.noise.transition import (
     CIFAR10_MAPPING,
@@ -18,8 +20,10 @@ __all__ = [
     "asymmetric_matrix",
     "cifar100_mapping",
     "corrupt",
+    "corrupt_by_instance",
     "estimate_noise_rate",
     "estimate_transition",
+    "load_cifar10n",
     "pairflip_matrix",
     "symmetric_matrix",
 ]

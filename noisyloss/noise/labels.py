@@ -67,6 +67,10 @@ def corrupt(
     draw = _check_generator(generator)
     flat = clean.ravel()
     noisy = (_draw_exact(flat, T, precision, draw) if exact else _draw_iid(flat, T, draw)).reshape(clean.shape)
+    return _in_the_form_of(targets, noisy)
+
+
+def _in_the_form_of(targets: Labels, noisy: IntArray) -> Labels:
     if isinstance(targets, Tensor):
         return torch.from_numpy(noisy).to(targets.device, targets.dtype)
     if isinstance(targets, np.ndarray):

@@ -171,11 +171,11 @@ def _check_num_classes(num_classes: int) -> int:
     return int(num_classes)
 
 
-def _check_noise_rate(noise_rate: float) -> float:
+def _check_noise_rate(noise_rate: float, name: str = "noise_rate") -> float:
     if not isinstance(noise_rate, numbers.Real) or isinstance(noise_rate, bool):
-        raise TypeError(f"noise_rate must be a real number, but got {noise_rate!r}")
+        raise TypeError(f"{name} must be a real number, but got {noise_rate!r}")
     if not 0 <= noise_rate <= 1:
-        raise ValueError(f"noise_rate must be in [0, 1], but got {noise_rate}")
+        raise ValueError(f"{name} must be in [0, 1], but got {noise_rate}")
     return float(noise_rate)
 
 
