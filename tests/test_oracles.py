@@ -436,3 +436,19 @@ def test_every_class_function_has_the_derivative_of_its_value():
         expected = torch.autograd.grad(value.sum(), log_p)[0] if value.requires_grad else torch.zeros_like(log_p)
         slope = torch.as_tensor(function.derivative(log_p.detach())).to(log_p).expand_as(log_p)
         torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("loss", [MAELoss(), GCELoss(0.3), AGCELoss(1.0, 2.0)], ids=lambda loss: loss._describe())
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_bounds_of_symmetrized_losses_are_tight(loss, num_classes):
+    corners = torch.tensor([[50.0, 0, 0, 0], [-50.0, 0, 0, 0], [-100.0, 0, -50, -50]], dtype=torch.float64)
+    values = Symmetrized(loss, reduction="none")(corners[:, :num_classes], torch.zeros(3, dtype=torch.long))
+    low, high = Symmetrized(loss).bounds(num_classes)
+    assert (values.min().item(), values.max().item()) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_class_sum_ranges_by_hand():
+    assert AMSELoss(3.0).class_sum_range(4) == pytest.approx((9 - 1.5 + 0.25, 9 - 1.5 + 1))
+    assert NLSLoss().class_sum_range(4) == pytest.approx((4 * math.log(4), math.inf))
+    assert BootstrapLoss(0.5).class_sum_range(4) == pytest.approx((2 * math.log(4), math.inf))
+    assert UnhingedLoss().class_sum_range(4) == (0, 0)
