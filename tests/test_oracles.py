@@ -192,8 +192,8 @@ def test_equals_the_formula(make_loss, seed, scale, c):
     y = np.arange(4) % c
     expected = [oracle(id, z[i], y[i], **settings) for i in range(4)]
     values = make_loss(reduction="none")(torch.from_numpy(z), torch.from_numpy(y))
-    naive_digits_lost = 1e-15 / settings.get("q", 1)  # by A (1 - p) and (1 - p**q) / q; ours loses none
-    np.testing.assert_allclose(values, expected, rtol=1e-9, atol=4 * naive_digits_lost)
+    naive_digits_lost = 1e-13 + 4e-15 / settings.get("q", 1)  # by a**q - (a - p)**q and (1 - p**q) / q; not by ours
+    np.testing.assert_allclose(values, expected, rtol=1e-9, atol=naive_digits_lost)
 
 
 def test_hand_worked_numbers():
@@ -494,3 +494,19 @@ def test_class_sums_do_not_depend_on_whether_p_is_at_hand(generator):
         with torch.no_grad():
             sums = function.class_sum(log_p), function.class_sum(log_p, log_p.exp())
         torch.testing.assert_close(*sums, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [MAELoss(), GCELoss(0.3), AGCELoss(1.0, 2.0)], ids=lambda loss: loss._describe())
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_bounds_of_symmetrized_losses_are_tight(loss, num_classes):
+    corners = torch.tensor([[50.0, 0, 0, 0], [-50.0, 0, 0, 0], [-100.0, 0, -50, -50]], dtype=torch.float64)
+    values = Symmetrized(loss, reduction="none")(corners[:, :num_classes], torch.zeros(3, dtype=torch.long))
+    low, high = Symmetrized(loss).bounds(num_classes)
+    assert (values.min().item(), values.max().item()) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_class_sum_ranges_by_hand():
+    assert AMSELoss(3.0).class_sum_range(4) == pytest.approx((9 - 1.5 + 0.25, 9 - 1.5 + 1))
+    assert NLSLoss().class_sum_range(4) == pytest.approx((4 * math.log(4), math.inf))
+    assert BootstrapLoss(0.5).class_sum_range(4) == pytest.approx((2 * math.log(4), math.inf))
+    assert UnhingedLoss().class_sum_range(4) == (0, 0)
