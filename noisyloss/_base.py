@@ -25,6 +25,8 @@ from noisyloss._log_probs import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from noisyloss._log_probs import Bias
+
 Reduction = Literal["none", "mean", "sum"]
 LogitBias = float | Literal["auto", "fading"]
 
@@ -179,11 +181,11 @@ class RobustLoss(nn.Module):
     def _values(self, input: Tensor, target: Tensor, is_index: bool) -> tuple[Tensor, Tensor | None]:
         """Return the loss of every sample, and what "mean" divides their sum by where that is not their number."""
         if not is_index:
-            return self._mixed(input, target, self._bias(input)), None
+            return self._mixed(input, target, self._bias(input.shape[CLASS_DIM])), None
         target = target.long()
         valid = target != self.ignore_index
         index = target.where(valid, 0)
-        bias = self._bias(input, valid)
+        bias = self._bias(input.shape[CLASS_DIM], valid)
         if self.label_smoothing:
             one_hot = torch.zeros_like(input).scatter(CLASS_DIM, index.unsqueeze(CLASS_DIM), 1.0)
             values = self._mixed(input, one_hot, bias)
@@ -195,32 +197,32 @@ class RobustLoss(nn.Module):
             values = values if self.label_smoothing else values * share
         return values.where(valid, 0.0), share.sum()
 
-    def _bias(self, input: Tensor, valid: Tensor | None = None) -> Tensor | None:
-        """Return the logit bias of every sample, as far as it acts, to be broadcast over the classes."""
-        largest = self._largest_bias(input.shape[CLASS_DIM])  # 0 with two classes, whatever the mode
+    def _bias(self, num_classes: int, valid: Tensor | None = None) -> Bias | None:
+        """Return what gives the logit bias of every sample, as far as it acts."""
+        largest = self._largest_bias(num_classes)  # 0 with two classes, whatever the mode
         if not (largest and self.training and torch.is_grad_enabled()):
             return None
         if self.logit_bias == "fading":
-            return (1 - information(input, valid) ** 2) ** 4 * largest
-        return input.new_full((), largest, dtype=at_least_float32(input))
+            return lambda input, softmax=None: (1 - information(input, valid, softmax) ** 2) ** 4 * largest
+        return lambda input, softmax=None: input.new_full((), largest, dtype=at_least_float32(input))
 
     def _largest_bias(self, num_classes: int) -> float:
         return math.log(num_classes - 1) if isinstance(self.logit_bias, str) else self.logit_bias
 
-    def _mixed(self, input: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
+    def _mixed(self, input: Tensor, target: Tensor, bias: Bias | None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target."""
         input = input.to(at_least_float32(input))
         target = target.to(input.dtype)
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / input.shape[CLASS_DIM]
-        values = self._of_all(input if bias is None else input + bias * target)
+        values = self._of_all(input if bias is None else input + bias(input) * target)
         if self.weight is not None:
             target = target * self.weight.to(values.dtype).view(-1, *(1,) * (values.dim() - 2))
         return (target * values).sum(CLASS_DIM)
 
     # The two ways in: the loss of one class for every sample, and of all classes. Who transforms logits overrides both.
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
         """Return ``loss(z, index)``, the class axis kept, with the bias on the logit of that class."""
         log_p_y, sums = target_and_sums(input, index, bias, self.sums)
         return self.per_class(log_p_y, sums)
@@ -434,7 +436,7 @@ class LinkedLoss(RobustLoss):
         """Return what stands for the logits, classes along axis 1; in float32 at least, as ``input``."""
         raise NotImplementedError
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
         return super()._of_index(self.link(add_bias(input, index, bias)), index, None)
 
     def _of_all(self, input: Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    Bias = Callable[..., Tensor]
+    """The logit bias of every sample, broadcastable to (N, 1, ...), from the logits and, if at hand, their softmax."""
 
 CLASS_DIM = 1
 
@@ -51,10 +55,10 @@ def at_least_float32(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32)
 
 
-def add_bias(input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+def add_bias(input: Tensor, index: Tensor, bias_of: Bias | None) -> Tensor:
     """The logits, in float32 at least, with the bias on that of class ``index``."""
     input = input.to(at_least_float32(input))
-    return input if bias is None else input.scatter_add(CLASS_DIM, index, bias.expand(index.shape))
+    return input if bias_of is None else input.scatter_add(CLASS_DIM, index, bias_of(input).expand(index.shape))
 
 
 def one_minus_p(log_p: Tensor, p: Tensor | None = None) -> Tensor:
@@ -89,27 +93,26 @@ def class_sums(log_p: Tensor, functions: Sequence[ClassFunction]) -> tuple[Tenso
 
 
 def target_and_sums(
-    input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, bias_of: Bias | None, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
-    if bias is not None:
-        bias = bias.expand(index.shape)
     if _blockwise(input, functions):
         if input.is_cuda:
             from noisyloss import _fused  # here, for it imports Triton and the losses
 
             if _fused.fusable(input, index, functions):
+                bias = None if bias_of is None else bias_of(input)
                 log_p_y, *sums = _fused.target_and_sums(input, index, bias, functions)
                 return log_p_y, tuple(sums)
-        log_p_y, *sums = _TargetAndSums.apply(input, index, bias, *functions)
+        log_p_y, *sums = _TargetAndSums.apply(input, index, bias_of, *functions)
         return log_p_y, tuple(sums)
-    return _target_and_sums(input, index, bias, functions)
+    return _target_and_sums(input, index, bias_of, functions)
 
 
 def _target_and_sums(
-    input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, bias_of: Bias | None, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    log_p = log_probs(input if bias is None else add_bias(input, index, bias))
+    log_p = log_probs(input if bias_of is None else add_bias(input, index, bias_of))
     return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions)
 
 
@@ -117,7 +120,7 @@ def differentiable_grad(
     input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction], grads: Sequence[Tensor]
 ) -> Tensor:
     """The gradient in the input by plain ops, which have a derivative, as the nodes' own kernels have not."""
-    log_p_y, sums = _target_and_sums(input, index, bias, functions)
+    log_p_y, sums = _target_and_sums(input, index, None if bias is None else lambda _: bias, functions)
     varying = [(value, grad) for value, grad in zip((log_p_y, *sums), grads, strict=True) if value.requires_grad]
     values, grads = zip(*varying, strict=True)
     (grad,) = torch.autograd.grad(values, input, grads, create_graph=True)
@@ -125,20 +128,27 @@ def differentiable_grad(
 
 
 @torch.no_grad()
-def information(input: Tensor, valid: Tensor | None) -> Tensor:
+def information(input: Tensor, valid: Tensor | None, softmax: Softmax | None = None) -> Tensor:
     """What every prediction says of its sample: 0 if all are the same, 1 if they are sure and differ.
 
     ``KL(p, mean p) / log min(N, C)``, the class axis kept, with the mean over the valid samples. Sureness alone would
     not do: a network that is sure of one class whatever the sample has learned nothing.
     """
-    log_p = log_probs(input)
-    p = log_p.exp()
+    if softmax is None:
+        log_p = log_probs(input)
+        p, log_p_of, all_rows = log_p.exp(), log_p.__getitem__, [slice(None)]
+    else:
+        p, log_p_of, all_rows = softmax.p, functools.partial(softmax.log_p, input), _row_blocks(input, spare=True)
     samples = [dim for dim in range(p.dim()) if dim != CLASS_DIM]
-    counted = p if valid is None else p.where(valid.unsqueeze(CLASS_DIM), 0.0)
-    total = counted.sum(samples, keepdim=True)
-    mean = (total / total.sum()).clamp(min=torch.finfo(p.dtype).tiny)
+    totals = []
+    for rows in all_rows:
+        counted = p[rows] if valid is None else p[rows].where(valid[rows].unsqueeze(CLASS_DIM), 0.0)
+        totals.append(counted.sum(samples, keepdim=True))
+    total = sum(totals[1:], totals[0])
+    log_mean = (total / total.sum()).clamp_(min=torch.finfo(p.dtype).tiny).log_()
+    kl = [log_p_of(rows).sub_(log_mean).mul_(p[rows]).sum(CLASS_DIM, keepdim=True) for rows in all_rows]
     most = math.log(max(2, min(p.shape[CLASS_DIM], p.numel() // p.shape[CLASS_DIM])))
-    return (log_p.sub_(mean.log_()).mul_(p).sum(CLASS_DIM, keepdim=True) / most).clamp(0, 1)
+    return (_join(kl) / most).clamp_(0, 1)
 
 
 def _blockwise(input: Tensor, functions: Sequence[ClassFunction]) -> bool:
@@ -152,6 +162,21 @@ def _blockwise(input: Tensor, functions: Sequence[ClassFunction]) -> bool:
     )
 
 
+class Softmax(NamedTuple):
+    """The probabilities, with two numbers of each row: ``log p = (z - peak) - rest``.
+
+    Two, for beside a large peak the rest would be rounded away.
+    """
+
+    p: Tensor
+    peak: Tensor
+    rest: Tensor
+
+    def log_p(self, input: Tensor, rows: slice) -> Tensor:
+        """Return the log-probabilities of some rows, in new memory."""
+        return torch.sub(input[rows], self.peak[rows]).sub_(self.rest[rows])
+
+
 class _TargetAndSums(torch.autograd.Function):
     """The same as one node, which works on blocks of rows that stay in the cache and keeps p beside its inputs.
 
@@ -162,43 +187,45 @@ class _TargetAndSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, index: Tensor, bias: Tensor | None, *functions: ClassFunction
+        ctx: Any, input: Tensor, index: Tensor, bias_of: Bias | None, *functions: ClassFunction
     ) -> tuple[Tensor, ...]:
         p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
         affine = any(f.affine for f in functions)
         blocks = []
-        for rows in _row_blocks(input, functions):
-            z, y, p_block = input[rows], index[rows], p[rows]
-            # log p = (z - peak) - rest: two numbers, for beside a large peak the rest would be rounded away.
+        for rows in _row_blocks(input, spare=False):
+            z, p_block = input[rows], p[rows]
             peak = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
-            sum_log_p = torch.sub(z, peak, out=p_block).sum(CLASS_DIM, keepdim=True) if affine else peak
+            below = torch.sub(z, peak, out=p_block).sum(CLASS_DIM, keepdim=True) if affine else peak
             torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
-            rest = p_block.amax(CLASS_DIM, keepdim=True).log_().neg_()
-            log_p_y = z.gather(CLASS_DIM, y).sub(peak).sub_(rest)
-            epsilon = None if bias is None else bias[rows]
-            if epsilon is not None:  # log p of the others falls, that of y gains
-                fall = torch.log1p(log_p_y.exp() * torch.expm1(epsilon))
-                rest += fall
-                log_p_y += epsilon - fall
-                sum_log_p = sum_log_p + epsilon
-                p_block.mul_(torch.exp(-fall)).scatter_(CLASS_DIM, y, log_p_y.exp())
-            num_classes = input.shape[CLASS_DIM]
-            sum_log_p = sum_log_p - num_classes * rest
-            sums = [
-                f.affine[0] * num_classes + f.affine[1] * sum_log_p
-                if f.affine
-                else f.class_sum(_log_p(z, y, peak, rest, epsilon), p_block)
-                for f in functions
-            ]
-            blocks.append((log_p_y, peak, rest, *sums))
-        log_p_y, peak, rest, *sums = map(torch.cat, zip(*blocks, strict=True))
-        ctx.save_for_backward(input, index, bias, p, peak, rest)
+            blocks.append((peak, p_block.amax(CLASS_DIM, keepdim=True).log_().neg_(), below))
+        peak, rest, below = map(_join, zip(*blocks, strict=True))
+        z_y = input.gather(CLASS_DIM, index).sub(peak)
+        log_p_y = z_y - rest
+        bias = None
+        if bias_of is not None:  # log p of the others falls, that of y gains
+            bias = bias_of(input, Softmax(p, peak, rest)).expand(index.shape)
+            fall = torch.log1p(log_p_y.exp() * torch.expm1(bias))
+            rest = rest + fall
+            log_p_y = z_y - rest + bias
+            below = below + bias
+            p.mul_(torch.exp(-fall)).scatter_(CLASS_DIM, index, log_p_y.exp())
+        softmax = Softmax(p, peak, rest)
+        num_classes = input.shape[CLASS_DIM]
+        sums = []
+        for f in functions:
+            if f.affine:
+                sums.append(f.affine[0] * num_classes + f.affine[1] * (below - num_classes * rest))
+                continue
+            log_p_of = functools.partial(_biased_log_p, softmax, input, index, bias)
+            sums.append(_join([f.class_sum(log_p_of(rows), p[rows]) for rows in _row_blocks(input, spare=True)]))
+        ctx.save_for_backward(input, index, bias, *softmax)
         ctx.functions = functions
         return (log_p_y, *sums)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
         input, index, bias, p, peak, rest = ctx.saved_tensors
+        softmax = Softmax(p, peak, rest)
         functions = ctx.functions
         no_grads = (None,) * (2 + len(functions))
         if torch.is_grad_enabled():
@@ -207,14 +234,14 @@ class _TargetAndSums(torch.autograd.Function):
         constants = [g * f.affine[1] for f, g in zip(functions, grad_sums, strict=True) if f.affine]
         curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if not f.affine]
         constant = sum(constants, torch.zeros_like(grad_y))
-        for rows in _row_blocks(input, functions):
-            z, y, p_block = input[rows], index[rows], p[rows]
+        for rows in _row_blocks(input, spare=bool(curved)):
+            y, p_block = index[rows], p[rows]
             by_log_p = constant[rows]  # of all classes, but for grad_y
             if curved:
-                log_p = _log_p(z, y, peak[rows], rest[rows], None if bias is None else bias[rows])
+                log_p = _biased_log_p(softmax, input, index, bias, rows)
                 for f, g in curved:
                     by_log_p = f.derivative(log_p, p_block).mul_(g[rows]).add_(by_log_p)
-            total = grad_y[rows] + by_log_p.expand_as(z).sum(CLASS_DIM, keepdim=True)
+            total = grad_y[rows] + by_log_p.expand_as(p_block).sum(CLASS_DIM, keepdim=True)
             by_z = grad[rows] if grad.dtype == p.dtype else torch.empty_like(p_block)
             torch.mul(p_block, -total, out=by_z).add_(by_log_p).scatter_add_(CLASS_DIM, y, grad_y[rows])
             if by_z.dtype != grad.dtype:
@@ -222,13 +249,20 @@ class _TargetAndSums(torch.autograd.Function):
         return grad, *no_grads
 
 
-def _log_p(z: Tensor, y: Tensor, peak: Tensor, rest: Tensor, bias: Tensor | None) -> Tensor:
-    log_p = torch.sub(z, peak).sub_(rest)
-    return log_p if bias is None else log_p.scatter_add_(CLASS_DIM, y, bias)
+def _biased_log_p(softmax: Softmax, input: Tensor, index: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+    log_p = softmax.log_p(input, rows)
+    return log_p if bias is None else log_p.scatter_add_(CLASS_DIM, index[rows], bias[rows])
 
 
-def _row_blocks(input: Tensor, functions: Sequence[ClassFunction]) -> list[slice]:
-    """Slices of rows that fit into a core's cache together; one slice where there is no such cache to fit into."""
-    size = _BLOCK if all(f.affine for f in functions) else _BLOCK // 4  # others need memory of their own
+def _join(blocks: Sequence[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(tuple(blocks))
+
+
+def _row_blocks(input: Tensor, *, spare: bool) -> list[slice]:
+    """Slices of rows that fit into a core's cache together, and leave room to spare for what is made of them.
+
+    One slice where there is no such cache to fit into.
+    """
+    size = _BLOCK // 4 if spare else _BLOCK
     rows = max(1, size * input.shape[0] // input.numel()) if input.device.type == "cpu" else input.shape[0]
     return [slice(start, start + rows) for start in range(0, input.shape[0], rows)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from noisyloss._base import Options
-    from noisyloss._log_probs import ClassFunction
+    from noisyloss._log_probs import Bias, ClassFunction
 
 __all__ = ["ANLLoss", "APLLoss", "JALLoss", "SCELoss", "WeightedSum"]
 
@@ -67,7 +67,7 @@ class WeightedSum(RobustLoss):
         remaining = iter(sums)
         return self._weighted(lambda loss: loss.per_class(log_p, [next(remaining) for _ in loss.sums]))
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
         if self._plain:
             return super()._of_index(input, index, bias)
         return self._weighted(lambda loss: loss._of_index(input, index, bias))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from noisyloss._base import Options
+    from noisyloss._log_probs import Bias
 
 __all__ = ["BiTemperedLoss", "LDRLoss", "LogitClip", "SparseRegularization", "clip_logits"]
 
@@ -124,7 +125,7 @@ class InFront(LinkedLoss):
         super().__init__(**options)
         self.loss = member("loss", loss)
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
         return self.loss._of_index(self.link(add_bias(input, index, bias)), index, None)
 
     def _of_all(self, input: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ class SparseRegularization(InFront, id="sr"):
     def link(self, input: Tensor) -> Tensor:
         return _rescale(input, 1 / self.tau, LEAST_NORM)
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
         scaled = self.link(add_bias(input, index, bias))
         return self.loss._of_index(scaled, index, None) + self._penalty(scaled)
 
@@ -347,7 +348,7 @@ class LDRLoss(LinkedLoss, id="ldr"):
         log_odds = one_minus_p(log_p).log() - log_p + self.margin / self.lam
         return self.lam * torch.logaddexp(log_odds, torch.zeros_like(log_odds))
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
         return super()._of_index(input, index, bias) - self.lam * math.log(input.shape[CLASS_DIM])
 
     def _of_all(self, input: Tensor) -> Tensor:

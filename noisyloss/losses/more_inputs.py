@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from noisyloss._base import Reduction
+    from noisyloss._log_probs import Bias
 
 __all__ = ["ELRLoss", "GJSLoss"]
 
@@ -32,7 +33,7 @@ class MoreOptions(TypedDict, total=False):
 class _Values(RobustLoss):
     """Targets, weights and reduction for values that somebody else has computed for every class."""
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
         return input.gather(CLASS_DIM, index)
 
     def _of_all(self, input: Tensor) -> Tensor:
