@@ -35,8 +35,9 @@ def clip_logits(input: Tensor, tau: float) -> Tensor:
 
     Args:
         input: logits of shape (C), (N, C) or (N, C, d1, ..., dK).
-        tau: the largest norm, which longer vectors get; positive. (In the official code the threshold is
-            :math:`1/\tau`, so that vectors between both norms jump; here, as in the paper, both are tau.)
+        tau: the largest norm, which longer vectors get; positive. In the official code the norm where clipping starts
+            and the norm it ends at are each other's reciprocals, so that logits jump; here, as in the paper, both are
+            tau.
 
     Returns:
         The clipped logits; those of half precision in float32, as the losses are.
