@@ -445,13 +445,16 @@ class PointwiseLoss(RobustLoss):
         """Return the loss of a target with log-probability ``log_p``, elementwise."""
         raise NotImplementedError
 
-    def class_sum(self, log_p: Tensor) -> Tensor:
-        """Return ``sum_k f(log_p[k])``, the class axis kept."""
+    slope: ClassVar[float | None] = None
+    """``df / dlog_p`` where that is constant, as then f is the slope times log_p; else None."""
+
+    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        """Return ``sum_k f(log_p[k])``, the class axis kept; p is given where it is at hand."""
         return self.f(log_p).sum(CLASS_DIM, keepdim=True)
 
-    def derivative(self, log_p: Tensor) -> Tensor | float:
-        """Return ``df / dlog_p`` elementwise; a float where it is constant."""
-        return elementwise_derivative(self, log_p)
+    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
+        """Return ``df / dlog_p`` elementwise, in new memory."""
+        return elementwise_derivative(self.f, log_p)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor] = ()) -> Tensor:
         """Return ``f(log_p)``."""

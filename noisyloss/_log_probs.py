@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 CLASS_DIM = 1
 
@@ -21,16 +22,15 @@ _BLOCK = 1 << 20  # elements; smaller blocks would move rows from one core's cac
 class ClassFunction(Protocol):
     """A scalar function of a log-probability, with what is needed to sum it over the classes."""
 
-    def f(self, log_p: Tensor) -> Tensor:
-        """Apply the function elementwise."""
+    slope: float | None
+    """df / dlog_p where that is constant, as then f is the slope times log_p; else None."""
+
+    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        """Sum the function over the classes, their axis kept; p, where it is at hand, may save an exponential."""
         ...
 
-    def class_sum(self, log_p: Tensor) -> Tensor:
-        """Sum the function over the classes, their axis kept."""
-        ...
-
-    def derivative(self, log_p: Tensor) -> Tensor | float:
-        """Give df / dlog_p elementwise; a float where it is constant."""
+    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
+        """Give df / dlog_p elementwise, in new memory."""
         ...
 
 
@@ -49,17 +49,20 @@ def add_bias(input: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
     return input if bias is None else input.scatter_add(CLASS_DIM, index, bias.expand(index.shape))
 
 
-def one_minus_p(log_p: Tensor) -> Tensor:
-    """``1 - p``, to full relative precision, and no smaller than eps so that its powers keep finite gradients."""
-    clamped = log_p.clamp(max=-torch.finfo(log_p.dtype).eps)
-    return -torch.expm1(clamped) if torch.is_grad_enabled() else clamped.expm1_().neg_()
+def one_minus_p(log_p: Tensor, p: Tensor | None = None) -> Tensor:
+    """``1 - p``, no smaller than eps so that its powers keep finite gradients.
+
+    To full relative precision from log_p; from p, which costs no exponential, to the absolute precision of eps.
+    """
+    eps = torch.finfo(log_p.dtype).eps
+    return -torch.expm1(log_p.clamp(max=-eps)) if p is None else (1 - p).clamp_(min=eps)
 
 
-def elementwise_derivative(function: ClassFunction, log_p: Tensor) -> Tensor:
+def elementwise_derivative(f: Callable[[Tensor], Tensor], log_p: Tensor) -> Tensor:
     """``df / dlog_p`` by autograd."""
     with torch.enable_grad():
         x = log_p.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(function.f(x).sum(), x)
+        (slope,) = torch.autograd.grad(f(x).sum(), x)
     return slope
 
 
@@ -131,54 +134,79 @@ def _blockwise(input: Tensor, functions: Sequence[ClassFunction]) -> bool:
 
 
 class _TargetAndSums(torch.autograd.Function):
-    """The same as one node, which works on blocks of rows that stay in the cache and keeps log_p beside its inputs.
+    """The same as one node, which works on blocks of rows that stay in the cache and keeps p beside its inputs.
 
-    It writes two N×C tensors, log_p and the gradient; plain ops write one more for the target, several for each sum.
+    A softmax costs what a log-softmax does, and once p is there no exponential is left to compute: log p of a class is
+    its logit minus two numbers of its row, and the gradient is affine in p. Only p and the gradient are made whole, and
+    most is done in their memory: fresh memory costs a page fault per 4 KB, more than the arithmetic.
     """
 
     @staticmethod
     def forward(
         ctx: Any, input: Tensor, index: Tensor, bias: Tensor | None, *functions: ClassFunction
     ) -> tuple[Tensor, ...]:
-        log_p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
+        p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
+        linear = any(f.slope is not None for f in functions)
         blocks = []
-        for rows in _row_blocks(input):
-            block = log_p[rows]
-            logits = (
-                input[rows]
-                if bias is None
-                else block.copy_(input[rows]).scatter_add_(CLASS_DIM, index[rows], bias[rows])
-            )
-            torch.log_softmax(logits, CLASS_DIM, dtype=log_p.dtype, out=block)
-            blocks.append((block.gather(CLASS_DIM, index[rows]), *class_sums(block, functions)))
-        ctx.save_for_backward(input, index, bias, log_p)
+        for rows in _row_blocks(input, functions):
+            z, y, p_block = input[rows], index[rows], p[rows]
+            # log p = (z - peak) - rest: two numbers, for beside a large peak the rest would be rounded away.
+            peak = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
+            sum_log_p = torch.sub(z, peak, out=p_block).sum(CLASS_DIM, keepdim=True) if linear else peak
+            torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
+            rest = p_block.amax(CLASS_DIM, keepdim=True).log_().neg_()
+            log_p_y = z.gather(CLASS_DIM, y).sub(peak).sub_(rest)
+            epsilon = None if bias is None else bias[rows]
+            if epsilon is not None:  # log p of the others falls, that of y gains
+                fall = torch.log1p(log_p_y.exp() * torch.expm1(epsilon))
+                rest += fall
+                log_p_y += epsilon - fall
+                sum_log_p = sum_log_p + epsilon
+                p_block.mul_(torch.exp(-fall)).scatter_(CLASS_DIM, y, log_p_y.exp())
+            sum_log_p = sum_log_p - input.shape[CLASS_DIM] * rest
+            sums = [
+                f.class_sum(_log_p(z, y, peak, rest, epsilon), p_block) if f.slope is None else f.slope * sum_log_p
+                for f in functions
+            ]
+            blocks.append((log_p_y, peak, rest, *sums))
+        log_p_y, peak, rest, *sums = map(torch.cat, zip(*blocks, strict=True))
+        ctx.save_for_backward(input, index, bias, p, peak, rest)
         ctx.functions = functions
-        return tuple(map(torch.cat, zip(*blocks, strict=True)))
+        return (log_p_y, *sums)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        input, index, bias, log_p = ctx.saved_tensors
-        no_grads = (None,) * (2 + len(ctx.functions))
+        input, index, bias, p, peak, rest = ctx.saved_tensors
+        functions = ctx.functions
+        no_grads = (None,) * (2 + len(functions))
         if torch.is_grad_enabled():
-            return differentiable_grad(input, index, bias, ctx.functions, (grad_y, *grad_sums)), *no_grads
+            return differentiable_grad(input, index, bias, functions, (grad_y, *grad_sums)), *no_grads
         grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
-        for rows in _row_blocks(input):
-            block = log_p[rows]
-            slopes = [(f.derivative(block), g[rows]) for f, g in zip(ctx.functions, grad_sums, strict=True)]
-            # Fresh memory costs a page fault per 4 KB, more than the arithmetic: all is done in the gradient's own.
-            by_log_p = grad[rows] if grad.dtype == block.dtype else torch.empty_like(block)
-            by_log_p.copy_(sum((s * g for s, g in slopes if isinstance(s, float)), torch.zeros_like(grad_y[rows])))
-            for slope, g in slopes:
-                if isinstance(slope, Tensor):
-                    by_log_p.addcmul_(slope, g)
-            by_log_p.scatter_add_(CLASS_DIM, index[rows], grad_y[rows])
-            torch.ops.aten._log_softmax_backward_data.out(by_log_p, block, CLASS_DIM, block.dtype, out=by_log_p)
-            if by_log_p.dtype != grad.dtype:
-                grad[rows] = by_log_p
+        linear = [g * f.slope for f, g in zip(functions, grad_sums, strict=True) if f.slope is not None]
+        curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if f.slope is None]
+        constant = sum(linear, torch.zeros_like(grad_y))
+        for rows in _row_blocks(input, functions):
+            z, y, p_block = input[rows], index[rows], p[rows]
+            by_log_p = constant[rows]  # of all classes, but for grad_y
+            if curved:
+                log_p = _log_p(z, y, peak[rows], rest[rows], None if bias is None else bias[rows])
+                slopes = [f.derivative(log_p, p_block).mul_(g[rows]) for f, g in curved]
+                by_log_p = functools.reduce(Tensor.add_, [*slopes, by_log_p])
+            total = grad_y[rows] + by_log_p.expand_as(z).sum(CLASS_DIM, keepdim=True)
+            by_z = grad[rows] if grad.dtype == p.dtype else torch.empty_like(p_block)
+            torch.mul(p_block, -total, out=by_z).add_(by_log_p).scatter_add_(CLASS_DIM, y, grad_y[rows])
+            if by_z.dtype != grad.dtype:
+                grad[rows] = by_z
         return grad, *no_grads
 
 
-def _row_blocks(input: Tensor) -> list[slice]:
+def _log_p(z: Tensor, y: Tensor, peak: Tensor, rest: Tensor, bias: Tensor | None) -> Tensor:
+    log_p = torch.sub(z, peak).sub_(rest)
+    return log_p if bias is None else log_p.scatter_add_(CLASS_DIM, y, bias)
+
+
+def _row_blocks(input: Tensor, functions: Sequence[ClassFunction]) -> list[slice]:
     """Slices of rows that fit into a core's cache together; one slice where there is no such cache to fit into."""
-    rows = max(1, _BLOCK * input.shape[0] // input.numel()) if input.device.type == "cpu" else input.shape[0]
+    size = _BLOCK if all(f.slope is not None for f in functions) else _BLOCK // 4  # others need memory of their own
+    rows = max(1, size * input.shape[0] // input.numel()) if input.device.type == "cpu" else input.shape[0]
     return [slice(start, start + rows) for start in range(0, input.shape[0], rows)]

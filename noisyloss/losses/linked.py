@@ -374,17 +374,16 @@ class LDRLoss(LinkedLoss, id="ldr"):
 class _Power:
     """``p ** exponent`` as a function of log p."""
 
+    slope: float | None = None
+
     def __init__(self, exponent: float) -> None:
         self.exponent = exponent
 
-    def f(self, log_p: Tensor) -> Tensor:
-        return torch.exp(self.exponent * log_p)
+    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        return torch.exp(self.exponent * log_p).sum(CLASS_DIM, keepdim=True)
 
-    def class_sum(self, log_p: Tensor) -> Tensor:
-        return self.f(log_p).sum(CLASS_DIM, keepdim=True)
-
-    def derivative(self, log_p: Tensor) -> Tensor:
-        return self.exponent * self.f(log_p)
+    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
+        return self.exponent * torch.exp(self.exponent * log_p)
 
 
 class BiTemperedLoss(LinkedLoss, id="bitempered"):
@@ -454,7 +453,7 @@ class BiTemperedLoss(LinkedLoss, id="bitempered"):
     def _class_sum_range(self, num_classes: int, bias: float) -> tuple[float, float]:
         """Return the sum at 1/C and at a vertex: it is a sum of convex functions of p_k, and a bias only lowers it."""
         log_uniform = torch.full((1, 1), -math.log(num_classes), dtype=torch.float64, device="cpu")
-        power_sum = num_classes * self.sums[0].f(log_uniform)
+        power_sum = torch.full_like(log_uniform, num_classes ** (self.t1 - 1))
         equal = num_classes * self.per_class(log_uniform, [power_sum]).item()
         return 0.0 if bias else equal, (num_classes - 1) * self._bounds(num_classes)[1]
 

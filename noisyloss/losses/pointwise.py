@@ -45,14 +45,13 @@ class CELoss(PointwiseLoss, id="ce"):
         tensor(2.1269)
     """
 
+    slope = -1.0
+
     def f(self, log_p: Tensor) -> Tensor:
         return -log_p
 
-    def class_sum(self, log_p: Tensor) -> Tensor:
+    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
         return -log_p.sum(CLASS_DIM, keepdim=True)
-
-    def derivative(self, log_p: Tensor) -> float:
-        return -1.0
 
 
 class FocalLoss(PointwiseLoss, id="focal"):
@@ -95,12 +94,17 @@ class FocalLoss(PointwiseLoss, id="focal"):
         modulator = one_minus_p(log_p) ** self.gamma
         return (modulator.detach() if self.detach_modulator else modulator) * -log_p
 
-    def derivative(self, log_p: Tensor) -> Tensor:
-        q = one_minus_p(log_p)
+    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        if p is None:
+            return super().class_sum(log_p)
+        return -one_minus_p(log_p, p).pow_(self.gamma).mul_(log_p).sum(CLASS_DIM, keepdim=True)
+
+    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
+        q = one_minus_p(log_p, p)
         modulator = q**self.gamma
         if self.detach_modulator:
-            return -modulator
-        return modulator.mul_(torch.div(log_p, q, out=q).sub_(log_p).mul_(self.gamma).sub_(1))
+            return modulator.neg_()
+        return modulator.mul_(torch.div(p, q, out=q).mul_(log_p).mul_(self.gamma).sub_(1))
 
 
 class MAELoss(PointwiseLoss, id="mae"):
@@ -133,8 +137,8 @@ class MAELoss(PointwiseLoss, id="mae"):
     def f(self, log_p: Tensor) -> Tensor:
         return -torch.expm1(log_p)
 
-    def derivative(self, log_p: Tensor) -> Tensor:
-        return -torch.exp(log_p)
+    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
+        return -p
 
 
 class RCELoss(PointwiseLoss, id="rce"):
@@ -174,8 +178,8 @@ class RCELoss(PointwiseLoss, id="rce"):
     def f(self, log_p: Tensor) -> Tensor:
         return self.A * torch.expm1(log_p)
 
-    def derivative(self, log_p: Tensor) -> Tensor:
-        return self.A * torch.exp(log_p)
+    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
+        return self.A * p
 
 
 class GCELoss(PointwiseLoss, id="gce"):
@@ -214,5 +218,5 @@ class GCELoss(PointwiseLoss, id="gce"):
     def f(self, log_p: Tensor) -> Tensor:
         return -torch.expm1(self.q * log_p) / self.q
 
-    def derivative(self, log_p: Tensor) -> Tensor:
-        return -torch.exp(self.q * log_p)
+    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
+        return torch.exp(self.q * log_p).neg_()
