@@ -145,10 +145,10 @@ def information(input: Tensor, valid: Tensor | None, softmax: Softmax | None = N
         counted = p[rows] if valid is None else p[rows].where(valid[rows].unsqueeze(CLASS_DIM), 0.0)
         totals.append(counted.sum(samples, keepdim=True))
     total = sum(totals[1:], totals[0])
-    log_mean = (total / total.sum()).clamp_(min=torch.finfo(p.dtype).tiny).log_()
+    log_mean = (total / total.sum()).clamp(min=torch.finfo(p.dtype).tiny).log_()
     kl = [log_p_of(rows).sub_(log_mean).mul_(p[rows]).sum(CLASS_DIM, keepdim=True) for rows in all_rows]
     most = math.log(max(2, min(p.shape[CLASS_DIM], p.numel() // p.shape[CLASS_DIM])))
-    return (_join(kl) / most).clamp_(0, 1)
+    return (_join(kl) / most).clamp(0, 1)
 
 
 def _blockwise(input: Tensor, functions: Sequence[ClassFunction]) -> bool:

@@ -42,7 +42,8 @@ def test_public_names():
     assert noise.__all__ == sorted(noise.__all__)
     assert set(noise.__all__) == {
         "CIFAR10_MAPPING", "MNIST_MAPPING", "NoisyLabels", "asymmetric_matrix", "cifar100_mapping", "corrupt",
-        "corrupt_by_instance", "load_cifar10n", "pairflip_matrix", "symmetric_matrix",
+        "corrupt_by_instance", "estimate_noise_rate", "estimate_transition", "load_cifar10n", "pairflip_matrix",
+        "symmetric_matrix",
     }  # fmt: skip
     assert all(hasattr(noise, name) for name in noise.__all__)
 

@@ -35,8 +35,9 @@ def clip_logits(input: Tensor, tau: float) -> Tensor:
 
     Args:
         input: logits of shape (C), (N, C) or (N, C, d1, ..., dK).
-        tau: the largest norm, which longer vectors get; positive. (In the official code the threshold is
-            :math:`1/\tau`, so that vectors between both norms jump; here, as in the paper, both are tau.)
+        tau: the largest norm, which longer vectors get; positive. In the official code the norm where clipping starts
+            and the norm it ends at are each other's reciprocals, so that logits jump; here, as in the paper, both are
+            tau.
 
     Returns:
         The clipped logits; those of half precision in float32, as the losses are.
@@ -188,7 +189,7 @@ class LogitClip(InFront, id="logitclip"):
         tensor(0.4502)
     """
 
-    examples = ({"tau": 0.3}, {"tau": 30.0})
+    examples = ({"tau": 30.0},)
 
     def __init__(self, loss: str | RobustLoss = "ce", tau: float = 1.0, **options: Unpack[Options]) -> None:
         super().__init__(loss, **options)
@@ -241,7 +242,7 @@ class SparseRegularization(InFront, id="sr"):
         tensor(3.2158)
     """
 
-    examples = ({"tau": 0.1, "p": 1.0}, {"lam": 0.0}, {"p": 0.01, "lam": 100.0})
+    examples = ({"tau": 0.1, "p": 1.0}, {"p": 0.01, "lam": 100.0})
 
     def __init__(
         self,
@@ -331,7 +332,7 @@ class LDRLoss(LinkedLoss, id="ldr"):
         tensor(1.8857)
     """
 
-    examples = ({"lam": 0.5}, {"lam": 1.0, "margin": 2.0}, {"lam": 1.0, "margin": 0.0})
+    examples = ({"lam": 0.5, "margin": 0.0}, {"lam": 1.0, "margin": 2.0})
 
     def __init__(self, lam: float = 10.0, margin: float = 0.1, **options: Unpack[Options]) -> None:
         super().__init__(**options)
@@ -393,9 +394,8 @@ class BiTemperedLoss(LinkedLoss, id="bitempered"):
     :math:`\hat p` sums to 1. With :math:`t_1 = t_2 = 1` it is cross entropy. :math:`\hat p` is not the softmax: use the
     largest logit for predictions, not the softmax's probabilities.
 
-    A soft target gives the expected loss, as everywhere here: the paper's divergence plus
-    :math:`\frac{1 - \sum_k q_k^{2-t_1}}{2 - t_1} + \sum_k q_k \log_{t_1} q_k` with the opposite sign, which depends on
-    the target q alone.
+    A soft target q gives the expected loss, as everywhere here: the paper's divergence minus
+    :math:`\sum_k q_k \log_{t_1} q_k + (1 - \sum_k q_k^{2-t_1}) / (2 - t_1)`, which depends on the target alone.
 
     Args:
         t1: the temperature of the logarithm, in [0, 1]; below 1 the loss is bounded. Default: 0.8.
@@ -422,7 +422,7 @@ class BiTemperedLoss(LinkedLoss, id="bitempered"):
         tensor(0.6667)
     """
 
-    examples = ({"t1": 1.0, "t2": 1.0}, {"t1": 0.0, "t2": 1.0}, {"t1": 0.2, "t2": 2.0})
+    examples = ({"t1": 0.0, "t2": 1.0}, {"t1": 0.2, "t2": 2.0})
 
     def __init__(self, t1: float = 0.8, t2: float = 1.2, num_iters: int = 8, **options: Unpack[Options]) -> None:
         super().__init__(**options)
@@ -451,7 +451,7 @@ class BiTemperedLoss(LinkedLoss, id="bitempered"):
     def _class_sum_range(self, num_classes: int, bias: float) -> tuple[float, float]:
         """Return the sum at 1/C and at a vertex: it is a sum of convex functions of p_k, and a bias only lowers it."""
         log_uniform = torch.full((1, 1), -math.log(num_classes), dtype=torch.float64, device="cpu")
-        power_sum = num_classes * self.sums[0].f(log_uniform)
+        power_sum = torch.full_like(log_uniform, num_classes ** (self.t1 - 1))
         equal = num_classes * self.per_class(log_uniform, [power_sum]).item()
         return 0.0 if bias else equal, (num_classes - 1) * self._bounds(num_classes)[1]
 
