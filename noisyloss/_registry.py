@@ -37,8 +37,8 @@ def list_losses() -> list[str]:
     """Return the ids of all losses, sorted; the published combinations included.
 
     Example:
-        >>> [id for id in list_losses() if id.endswith("+mae")]
-        ['nce+mae', 'nfl+mae', 'ngce+mae']
+        >>> [id for id in list_losses() if id.startswith("nfl")]
+        ['nfl', 'nfl+mae', 'nfl+rce']
     """
     return sorted([*LOSSES, *COMBINATIONS])
 

@@ -148,7 +148,7 @@ def test_clipped_bounds_by_hand():
     assert SparseRegularization(lam=0.0).bounds(10) == LogitClip(tau=2.0).bounds(10)
 
 
-def test_sparse_regularisation_on_cifar_bounds_probabilities_as_losses_md_says():
+def test_sparse_regularisation_on_cifar_bounds_probabilities():
     assert _probability_range(10, 2.0)[1] == pytest.approx(0.478, abs=1e-3)
     assert _probability_range(100, 2.0)[1] == pytest.approx(0.070, abs=1e-3)
 
