@@ -138,7 +138,7 @@ def test_the_range_of_probabilities_under_a_norm_is_right_and_attained(num_class
 
 
 def test_clipped_bounds_by_hand():
-    """The largest probability is that of logits along e_y - 1/C; losses.md has a looser upper end."""
+    """The largest probability is that of logits along e_y - 1/C."""
     low, high = LogitClip(tau=2.0).bounds(10)
     assert low == pytest.approx(math.log1p(9 * math.exp(-2 * math.sqrt(10 / 9))))
     assert high <= math.log1p(9 * math.exp(2 * math.sqrt(2)))
@@ -222,7 +222,7 @@ def test_ldr_scores_stay_apart_where_softplus_underflows():
 
 
 def test_ldr_bounds_by_hand():
-    """losses.md: about [-8.3, 1.7] with ten classes."""
+    """About [-8.3, 1.7] with ten classes."""
     low, high = LDRLoss().bounds(10)
     assert low == pytest.approx(10 * math.log((1 + 9 * math.exp(-0.99)) / 10))
     assert high == pytest.approx(10 * math.log((1 + 8 * math.exp(0.01) + math.exp(1.01)) / 10))

@@ -40,7 +40,7 @@ def gjs(ps, y, pi):
 
 
 def js(u, pi):
-    """The closed form of losses.md, of the label's probability alone."""
+    """The closed form, of the label's probability alone."""
     m = pi + (1 - pi) * u
     value = -pi * np.log(m) + (1 - pi) * ((1 - u) * np.log(1 / (1 - pi)) + u * np.log(u / m))
     return value / (-(1 - pi) * np.log(1 - pi))
@@ -63,7 +63,7 @@ def test_gjs_equals_the_formula(seed, c, v, pi):
 
 
 def test_gjs_bounds_are_attained():
-    """With as many views as other classes, each sure of its own; and with one view, losses.md's 3.43, 2.00, 1.41."""
+    """With as many views as other classes, each sure of its own; and with one view, 3.43, 2.00 and 1.41."""
     views = list(1e4 * torch.eye(4, dtype=F64)[:3, None])
     for pi in (0.3, 0.9):
         assert GJSLoss(pi)(views, torch.tensor([3])).item() == pytest.approx(GJSLoss(pi).bounds(4)[1])

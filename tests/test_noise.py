@@ -263,7 +263,7 @@ def test_realised_counts_follow_any_matrix(matrix, data, seed):
     assert (got[matrix == 0] == 0).all()
 
 
-# Sequential noise: the published code's order effect (losses.md, trap 26) ---------------------------------------------
+# Sequential noise: the published code's order effect ---------------------------------------------
 
 
 def published_sequential(clean, rate, seed):
