@@ -87,6 +87,11 @@ def focal(log_p: Tensor, gamma: float, detach_modulator: bool) -> Tensor:
     return -(modulator.detach() if detach_modulator else modulator) * log_p
 
 
+def normalized(values: Tensor, y: Tensor) -> Tensor:
+    """Return the target's share of the sum over the classes."""
+    return (one_hot(values, y) * values).sum(1) / values.sum(1)
+
+
 FORMS: dict[str, Callable[..., Tensor]] = {
     "ce": lambda z, y: -(one_hot(z, y) * F.log_softmax(z, 1)).sum(1),
     "focal": lambda z, y, **settings: focal((one_hot(z, y) * F.log_softmax(z, 1)).sum(1), **settings),
@@ -98,6 +103,20 @@ FORMS: dict[str, Callable[..., Tensor]] = {
     "nmae": lambda z, y: FORMS["mae"](z, y) / (z.shape[1] - 1),
     "nrce": lambda z, y, A: FORMS["rce"](z, y, A) / (-A * (z.shape[1] - 1)),
     "ngce": lambda z, y, q: FORMS["gce"](z, y, q) * q / (z.shape[1] - (softmax(z) ** q).sum(1)),
+    "agce": lambda z, y, a, q: ((a + 1) ** q - (a + (one_hot(z, y) * F.softmax(z, 1)).sum(1)) ** q) / q,
+    "aul": lambda z, y, a, q: ((a - (one_hot(z, y) * F.softmax(z, 1)).sum(1)) ** q - (a - 1) ** q) / q,
+    "ael": lambda z, y, a: torch.exp(-(one_hot(z, y) * F.softmax(z, 1)).sum(1) / a),
+    "anorm": lambda z, y, a, p: ((a * one_hot(z, y) - softmax(z)).abs() ** p).sum(1).sub((a - 1) ** p) / p,
+    "amse": lambda z, y, a: ((a * one_hot(z, y) - F.softmax(z, 1)) ** 2).mean(1),
+    "mse": lambda z, y: ((one_hot(z, y) - F.softmax(z, 1)) ** 2).mean(1),
+    "taylor-ce": lambda z, y, t: sum(FORMS["mae"](z, y) ** i / i for i in range(1, t + 1)),
+    "nl": lambda z, y, p_min: (
+        -((1 - one_hot(z, y)) * (1 - F.softmax(z, 1)).clamp(p_min).log()).sum(1) / (z.shape[1] - 1)
+    ),
+    "nnce": lambda z, y, p_min: 1 - normalized(F.softmax(z, 1).clamp(p_min).log() - math.log(p_min), y),
+    "unhinged": lambda z, y: z.mean(1) - (one_hot(z, y) * z).sum(1),
+    "nls": lambda z, y, r: -(((1 - r) * one_hot(z, y) + r / z.shape[1]) * F.log_softmax(z, 1)).sum(1),
+    "bootstrap": lambda z, y, t: -(((1 - t) * one_hot(z, y) + t * F.softmax(z, 1)) * F.log_softmax(z, 1)).sum(1),
 }
 
 

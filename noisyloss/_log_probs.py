@@ -87,6 +87,19 @@ class _NumClasses(ClassFunction):
 NUM_CLASSES = _NumClasses()
 
 
+class Power(ClassFunction):
+    """``p ** exponent``."""
+
+    def __init__(self, exponent: float) -> None:
+        self.exponent = exponent
+
+    def f(self, log_p: Tensor) -> Tensor:
+        return torch.exp(self.exponent * log_p)
+
+    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
+        return self.f(log_p).mul_(self.exponent)
+
+
 def class_sums(log_p: Tensor, functions: Sequence[ClassFunction]) -> tuple[Tensor, ...]:
     """``sum_k f(log_p[k])`` for each function, the class axis kept."""
     return tuple(function.class_sum(log_p) for function in functions)

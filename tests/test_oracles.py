@@ -71,6 +71,8 @@ ORACLES = {
     "aul": lambda p, y, a=5.5, q=3.0: ((a - p[y]) ** q - (a - 1) ** q) / q,
     "ael": lambda p, y, a=2.5: np.exp(-p[y] / a),
     "amse": lambda p, y, a=30.0: ((a * np.eye(len(p))[y] - p) ** 2).mean(),
+    "anorm": lambda z, y, a=1.5, p=0.9: ((np.abs(a * np.eye(len(z))[y] - z) ** p).sum() - (a - 1) ** p) / p,
+    "nl": lambda p, y, p_min=1e-5: -np.log(np.delete(1 - p, y).clip(p_min)).mean(),
     "mse": lambda p, y: ((np.eye(len(p))[y] - p) ** 2).mean(),
     "phuber-ce": lambda p, y, tau=2.0: -np.log(p[y]) if p[y] > 1 / tau else -tau * p[y] + np.log(tau) + 1,
     "phuber-gce": lambda p, y, q=0.7, tau=10.0: phuber_gce(p[y], q, tau, tau ** (1 / (q - 1))),

@@ -30,7 +30,7 @@ def test_ids():
     single = {"ce", "focal", "mae", "rce", "gce", "sce", "nce", "nfl", "nmae", "nrce", "ngce"}
     single |= {"agce", "aul", "ael", "amse", "mse", "nnce", "nnfl", "anl-ce", "anl-fl", "jal-ce", "jal-fl", "js"}
     single |= {"phuber-ce", "phuber-gce", "taylor-ce", "tgce", "unhinged", "nls", "bootstrap"}
-    single |= {"epsilon-ce", "epsilon-focal"}
+    single |= {"epsilon-ce", "epsilon-focal", "anorm", "nl"}
     single |= {"bitempered", "ldr", "logitclip", "sr"}
     sums = {"nce+mae", "nce+rce", "nfl+mae", "nfl+rce", "ngce+mae", "ngce+rce", "mae+rce"}
     sums |= {"nce+agce", "nce+aul", "nce+ael", "epsilon-ce+mae", "epsilon-focal+mae"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from noisyloss._base import PointwiseLoss, RobustLoss, check_number
-from noisyloss._log_probs import CLASS_DIM, NUM_CLASSES, ClassFunction
+from noisyloss._log_probs import CLASS_DIM, NUM_CLASSES, ClassFunction, Power
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from noisyloss._base import Options
 
-__all__ = ["AELLoss", "AGCELoss", "AMSELoss", "AULLoss", "MSELoss"]
+__all__ = ["AELLoss", "AGCELoss", "AMSELoss", "ANormLoss", "AULLoss", "MSELoss"]
 
 
 class AGCELoss(PointwiseLoss, id="agce"):
@@ -264,3 +264,57 @@ class MSELoss(AMSELoss, id="mse"):
 
     def __init__(self, **options: Unpack[Options]) -> None:
         super().__init__(1.0, **options)
+
+
+class ANormLoss(RobustLoss, id="anorm"):
+    r"""Asymmetric Lp norm of the difference between a scaled one-hot target and the probabilities.
+
+    .. math:: \ell(z, y) = \frac1p \bigl( \lVert a\, e_y - p(z) \rVert_p^p - (a - 1)^p \bigr)
+        = \frac1p \Bigl( (a - p_y)^p - (a - 1)^p + \sum_{k \ne y} p_k^p \Bigr)
+
+    Args:
+        a: greater than 1. Default: 1.5, the published code's.
+        p: the exponent, positive; at 1 the loss is twice MAE. Default: 0.9, the published code's, which clamps the
+            probabilities at 1e-5 besides; here there is no clamp.
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`. Under class probabilities it is the expected loss.
+
+    Bounds: :math:`[0, (a^p - (a-1)^p + (C-1)^{1-p}) / p]` for p ≤ 1; for p > 1 the last term is 1. Symmetric: only with
+    p = 1.
+
+    Raises:
+        ValueError: if a is not greater than 1, or p not positive.
+
+    Reference:
+        Zhou et al., "Asymmetric Loss Functions for Learning with Noisy Labels", ICML 2021.
+
+    Example:
+        >>> import torch
+        >>> ANormLoss(a=2, p=2)(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))  # (1.5**2 - 1 + 0.5**2) / 2
+        tensor(0.7500)
+    """
+
+    examples: ClassVar[Sequence[dict[str, Any]]] = ({"a": 2.0, "p": 2.0}, {"a": 2.0, "p": 0.5}, {"p": 1.0})
+
+    def __init__(self, a: float = 1.5, p: float = 0.9, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        self.a = check_number("a", a, "a > 1", lambda a: a > 1)
+        self.p = check_number("p", p, "p > 0", lambda p: p > 0)
+        self.sums: Sequence[ClassFunction] = (Power(self.p),)
+
+    def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
+        own = (self.a - 1 - torch.expm1(log_p)) ** self.p - torch.exp(self.p * log_p)
+        least: float = (self.a - 1) ** self.p
+        return (own + sums[0] - least) / self.p
+
+    def _bounds(self, num_classes: int) -> tuple[float, float]:
+        rest = (num_classes - 1) ** max(0.0, 1 - self.p)
+        return 0.0, (self.a**self.p - (self.a - 1) ** self.p + rest) / self.p
+
+    def _symmetry_constant(self, num_classes: int) -> float | None:
+        return 2.0 * (num_classes - 1) if self.p == 1 else None
+
+    def _asymmetry_ratio(self, num_classes: int) -> float:
+        return 1.0 if self.p == 1 else math.inf

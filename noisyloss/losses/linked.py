@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisyloss._base import LinkedLoss, PointwiseLoss, RobustLoss, check_number, loss_class, plain_member
-from noisyloss._log_probs import CLASS_DIM, ClassFunction, add_bias, at_least_float32, log_probs, one_minus_p
+from noisyloss._log_probs import CLASS_DIM, Power, add_bias, at_least_float32, log_probs, one_minus_p
 from noisyloss._registry import create_loss
 from noisyloss.losses.combined import WeightedSum
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from noisyloss._base import Options
-    from noisyloss._log_probs import Bias
+    from noisyloss._log_probs import Bias, ClassFunction
 
 __all__ = ["BiTemperedLoss", "LDRLoss", "LogitClip", "SparseRegularization", "clip_logits"]
 
@@ -371,19 +371,6 @@ class LDRLoss(LinkedLoss, id="ldr"):
         return num_classes * low if bias else equal, low + (num_classes - 1) * high
 
 
-class _Power(ClassFunction):
-    """``p ** exponent`` as a function of log p."""
-
-    def __init__(self, exponent: float) -> None:
-        self.exponent = exponent
-
-    def f(self, log_p: Tensor) -> Tensor:
-        return torch.exp(self.exponent * log_p)
-
-    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
-        return self.f(log_p).mul_(self.exponent)
-
-
 class BiTemperedLoss(LinkedLoss, id="bitempered"):
     r"""Bi-tempered logistic loss: a bounded logarithm of probabilities with a heavy tail.
 
@@ -433,7 +420,7 @@ class BiTemperedLoss(LinkedLoss, id="bitempered"):
         if num_iters < 1:
             raise ValueError(f"num_iters: expected num_iters >= 1; got {num_iters}")
         self.num_iters = num_iters
-        self.sums: Sequence[ClassFunction] = (_Power(2 - self.t1),)
+        self.sums: Sequence[ClassFunction] = (Power(2 - self.t1),)
 
     def link(self, input: Tensor) -> Tensor:
         if self.t2 == 1:

@@ -1,4 +1,4 @@
-"""Cross entropy with the target or the prediction moved: smoothed, bootstrapped, sharpened."""
+"""Cross entropy with the target or the prediction moved: smoothed, negated, bootstrapped, sharpened."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noisyloss._base import RobustLoss, check_number
-from noisyloss._log_probs import CLASS_DIM, NUM_CLASSES, ClassFunction, x_log_x
+from noisyloss._log_probs import CLASS_DIM, NUM_CLASSES, ClassFunction, one_minus_p, x_log_x
 from noisyloss.losses.pointwise import CELoss, FocalLoss
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from noisyloss._base import Options
 
-__all__ = ["BootstrapLoss", "EpsilonSoftmaxLoss", "NLSLoss"]
+__all__ = ["BootstrapLoss", "EpsilonSoftmaxLoss", "NLSLoss", "NegativeLearningLoss"]
 
 
 class NLSLoss(RobustLoss, id="nls"):
@@ -76,6 +76,75 @@ class NLSLoss(RobustLoss, id="nls"):
         if bias:
             return super()._class_sum_range(num_classes, bias)
         return num_classes * math.log(num_classes), math.inf
+
+
+class _Negative(ClassFunction):
+    """``-log max(1 - p, p_min)``: what it costs to predict a class that is not the label's."""
+
+    def __init__(self, p_min: float) -> None:
+        self.p_min = p_min
+
+    def f(self, log_p: Tensor) -> Tensor:
+        return -one_minus_p(log_p).clamp(min=self.p_min).log()
+
+    def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
+        rest = one_minus_p(log_p)
+        return torch.where(rest >= self.p_min, p / rest, 0.0)
+
+
+class NegativeLearningLoss(RobustLoss, id="nl"):
+    r"""Negative learning: cross entropy on the labels that a sample does not have.
+
+    .. math:: \ell(z, y) = -\frac{1}{C - 1} \sum_{k \ne y} \log \max(1 - p_k,\, p_{\min})
+
+    The paper draws some complementary labels for each sample, one on CIFAR-10 and 110 on CIFAR-100; this is the
+    expectation of one of them. It is the first stage of NLNL, which then goes on with the samples that it trusts.
+
+    Args:
+        p_min: in (0, 1/2). Default: 1e-5, the published code's. A class of a probability above 1 - p_min has no
+            gradient.
+        **options: see :class:`CELoss`.
+
+    Shape:
+        See :class:`RobustLoss`.
+
+    Bounds: :math:`[0, -\log p_{\min} / (C - 1)]` with two classes; with more, :math:`-\log(1 - p_{\min}) / (C - 1)`
+    above it, from a class just below the clamp and another with what is left. Symmetric: no.
+
+    Raises:
+        ValueError: if p_min is not in (0, 1/2).
+
+    Reference:
+        Kim et al., "NLNL: Negative Learning for Noisy Labels", ICCV 2019.
+
+    Example:
+        >>> import torch
+        >>> input = torch.tensor([[0.5, 0.25, 0.25]]).log()
+        >>> NegativeLearningLoss()(input, torch.tensor([1]))  # (log(2) + log(4/3)) / 2
+        tensor(0.4904)
+    """
+
+    examples = ({"p_min": 1e-4},)
+
+    def __init__(self, p_min: float = 1e-5, **options: Unpack[Options]) -> None:
+        super().__init__(**options)
+        self.p_min = check_number("p_min", p_min, "0 < p_min < 1/2", lambda p: 0 < p < 0.5)
+        self._negative = _Negative(self.p_min)
+        self.sums: Sequence[ClassFunction] = (self._negative, NUM_CLASSES)
+
+    def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
+        total, num_classes = sums
+        return (total - self._negative.f(log_p)) / (num_classes - 1)
+
+    def _bounds(self, num_classes: int) -> tuple[float, float]:
+        rest = 0.0 if num_classes == 2 else math.log1p(-self.p_min)
+        return 0.0, (-math.log(self.p_min) - rest) / (num_classes - 1)
+
+    def _class_sum_range(self, num_classes: int, bias: float) -> tuple[float, float]:
+        """Return the range of the sum over all classes: least at the uniform prediction, most at the high bound's."""
+        if bias:
+            return super()._class_sum_range(num_classes, bias)
+        return -num_classes * math.log1p(-1 / num_classes), -math.log(self.p_min) - math.log1p(-self.p_min)
 
 
 class _Entropy(ClassFunction):
