@@ -15,6 +15,8 @@ from noisyloss._base import LOSSES, LinkedLoss
 # What the property suite does not ask of every loss: all exceptions stand here.
 SHIFT_VARIANT = {"ldr", "logitclip", "sr"}
 """Losses that change if a constant is added to all logits."""
+JUMPS = {id for id in list_losses() if id.startswith("epsilon")}
+"""Losses that jump where the argmax changes, so also where rounding makes or breaks a tie."""
 LINKED = {id for id, cls in LOSSES.items() if issubclass(cls, LinkedLoss)}
 """Losses of transformed logits, which keep more than one N×C tensor for the backward pass."""
 

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from conftest import LINKED, SHIFT_VARIANT
+from conftest import JUMPS, LINKED, SHIFT_VARIANT
 from hypothesis import assume, given
 from hypothesis.extra.numpy import arrays
 
@@ -125,6 +125,8 @@ def test_shifting_the_logits_changes_nothing(make_loss, batch, shift):
     if make_loss.args[0] in SHIFT_VARIANT:
         pytest.skip("a function of the logits, not of their softmax")
     input, target = batch
+    if make_loss.args[0] in JUMPS:
+        assume(input.topk(2).values.diff().abs().min() > 1e-6)
     torch.testing.assert_close(make_loss()(input + shift, target), make_loss()(input, target), rtol=1e-7, atol=1e-9)
 
 

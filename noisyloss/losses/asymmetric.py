@@ -210,11 +210,11 @@ class AMSELoss(RobustLoss, id="amse"):
     """
 
     examples: ClassVar[Sequence[dict[str, Any]]] = ({"a": 2.0},)
-    sums: Sequence[ClassFunction] = (_Spread(), NUM_CLASSES)
 
     def __init__(self, a: float = 30.0, **options: Unpack[Options]) -> None:
         super().__init__(**options)
         self.a = check_number("a", a, "a >= 1", lambda a: a >= 1)
+        self.sums: Sequence[ClassFunction] = (_Spread(), NUM_CLASSES)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         spread, num_classes = sums

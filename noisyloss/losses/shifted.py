@@ -54,11 +54,11 @@ class NLSLoss(RobustLoss, id="nls"):
     """
 
     examples = ({"r": 0.1}, {"r": -2.0}, {"r": 0.0})
-    sums: Sequence[ClassFunction] = (CELoss(), NUM_CLASSES)
 
     def __init__(self, r: float = -0.2, **options: Unpack[Options]) -> None:
         super().__init__(**options)
         self.r = check_number("r", r, "r <= 1", lambda r: r <= 1)
+        self.sums: Sequence[ClassFunction] = (CELoss(), NUM_CLASSES)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         total, num_classes = sums
@@ -187,11 +187,11 @@ class BootstrapLoss(RobustLoss, id="bootstrap"):
     """
 
     examples = ({"t": 0.8}, {"t": 0.0})
-    sums: Sequence[ClassFunction] = (_Entropy(),)
 
     def __init__(self, t: float = 0.05, **options: Unpack[Options]) -> None:
         super().__init__(**options)
         self.t = check_number("t", t, "0 <= t < 1", lambda t: 0 <= t < 1)
+        self.sums: Sequence[ClassFunction] = (_Entropy(),)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         return (self.t - 1) * log_p + self.t * sums[0]
@@ -260,7 +260,6 @@ class EpsilonSoftmaxLoss(RobustLoss, id={"epsilon-ce": {}, "epsilon-focal": {"ga
         {"m": 1e3, "gamma": 0.1, "detach_modulator": True},
         {"m": 2.0, "gamma": 1.0, "p_min": 1e-3},
     )
-    sums: Sequence[ClassFunction] = (_Largest(),)
 
     def __init__(
         self,
@@ -276,6 +275,7 @@ class EpsilonSoftmaxLoss(RobustLoss, id={"epsilon-ce": {}, "epsilon-focal": {"ga
         focal = FocalLoss(gamma, detach_modulator)
         self.gamma, self.detach_modulator = focal.gamma, focal.detach_modulator
         self.base = focal if self.gamma else CELoss()
+        self.sums: Sequence[ClassFunction] = (_Largest(),)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         is_largest = log_p >= sums[0]
