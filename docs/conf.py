@@ -29,7 +29,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Types in signatures: those of projects that have no pages here, and private ones.
     (r"py:.*", r"(np|npt|numpy|collections|typing|os)\..*|Tensor|Sequence|Mapping|Dataset|.*\b(Unpack|\w*Options)\b.*"),
-    (r"py:.*", r"Reduction|LogitBias|ClassFunction|FloatArray|.*\bRecommendation|.*\bLabels"),
+    (r"py:.*", r"Reduction|LogitBias|.*\bClassFunction|FloatArray|.*\bRecommendation|.*\bLabels"),
 ]
 
 autodoc_member_order = "bysource"
