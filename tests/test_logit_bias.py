@@ -291,3 +291,19 @@ def test_compiles_and_maps(bias, generator):
     mapped = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(batches, target)
     torch.testing.assert_close(mapped[1], torch.func.grad(loss)(batches[1], target))
     assert mapped.std() > 0
+
+
+@pytest.mark.parametrize("shape", [(40, 7), (6, 7, 3, 2)])
+@pytest.mark.parametrize("id", ["ce", "nce+rce", "nfl", "anl-fl"])
+def test_fading_is_the_same_on_both_paths(id, shape, monkeypatch, generator):
+    input = draw(generator, *shape).requires_grad_()
+    target = torch.randint(7, (shape[0], *shape[2:]), generator=generator)
+    target.view(-1)[3] = -100
+    monkeypatch.setattr("noisyloss._log_probs._BLOCK", 60)  # several blocks
+    found = []
+    for threshold in (1, 1 << 60):
+        monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", threshold)
+        value = create_loss(id, logit_bias="fading")(input, target)
+        found.append(torch.stack([value, *torch.autograd.grad(value, input)[0].flatten()]))
+    assert not torch.isclose(found[0][0], create_loss(id)(input, target))
+    torch.testing.assert_close(*found)
