@@ -293,11 +293,11 @@ def _over_rates(curves: Sequence[Curve], kind: str) -> Any:
     cells = _by_loss([curve for curve in finished if curve[0]["noise"] in _rates(finished, kind).values()])
     figure, axes = _figure(curves[0][0], f"{kind} noise, last epoch", len(panels))
     for field, panel in zip(panels, axes, strict=True):
-        lines: dict[str, dict[float, list[float]]] = {}
+        lines: dict[str, dict[float, list[float]]] = {label: {} for _, label in cells}  # one colour in all panels
         for (noise, label), cell in cells.items():
             values = [curve[-1][field] for curve in cell if curve[-1][field] is not None]
             if values:
-                lines.setdefault(label, {})[noise_place(noise)[1]] = values
+                lines[label][noise_place(noise)[1]] = values
         _draw(panel, lines, "noise rate", panels[field], marker="o", markersize=4)
     return figure
 
@@ -335,5 +335,6 @@ def _draw(
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.figure.set_figheight(max(axes.figure.get_figheight(), 0.22 * len(ends)))  # room for a long legend
     ranked = sorted(ends, key=lambda label: -ends[label][0])
     axes.legend([ends[label][1] for label in ranked], ranked, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
