@@ -223,14 +223,17 @@ class _TargetAndSums(torch.autograd.Function):
             below = below + bias
             p.mul_(torch.exp(-fall)).scatter_(CLASS_DIM, index, log_p_y.exp())
         softmax = Softmax(p, peak, rest)
-        num_classes = input.shape[CLASS_DIM]
-        sums = []
-        for f in functions:
-            if f.affine:
-                sums.append(f.affine[0] * num_classes + f.affine[1] * (below - num_classes * rest))
-                continue
-            log_p_of = functools.partial(_biased_log_p, softmax, input, index, bias)
-            sums.append(_join([f.class_sum(log_p_of(rows), p[rows]) for rows in _row_blocks(input, spare=True)]))
+        sum_log_p = below - input.shape[CLASS_DIM] * rest
+        curved = [f for f in functions if not f.affine]
+        of_rows = []
+        for rows in _row_blocks(input, spare=True) if curved else ():
+            log_p = _biased_log_p(softmax, input, index, bias, rows)
+            of_rows.append([f.class_sum(log_p, p[rows]) for f in curved])
+        of_curved = map(_join, zip(*of_rows, strict=True))
+        sums = [
+            f.affine[0] * input.shape[CLASS_DIM] + f.affine[1] * sum_log_p if f.affine else next(of_curved)
+            for f in functions
+        ]
         ctx.save_for_backward(input, index, bias, *softmax)
         ctx.functions = functions
         return (log_p_y, *sums)
