@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from noisyloss import create_loss
+from noisyloss import create_loss, l1_penalty
 from noisyloss.noise import asymmetric_matrix, corrupt, corrupt_by_instance, pairflip_matrix, symmetric_matrix
 
 try:
@@ -411,7 +411,7 @@ def _train_epoch(
         total += loss.detach() * len(y)  # read at the end: no step waits for the device
         count += len(y)
         if recipe["l1"]:
-            loss = loss + recipe["l1"] * sum(p.abs().sum() for p in parameters)
+            loss = loss + recipe["l1"] * l1_penalty(parameters)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         if recipe["clip"]:

@@ -72,6 +72,15 @@ def check_number(name: str, value: object, condition: str, holds: Any) -> float:
     return float(value)
 
 
+def check_logits(input: object) -> Tensor:
+    """Return ``input`` if it can hold logits."""
+    if not isinstance(input, Tensor) or not input.is_floating_point():
+        raise TypeError(f"input: expected a floating point tensor; got {input!r}")
+    if not input.dim():
+        raise ValueError(f"input: expected shape (C), (N, C) or (N, C, d1, ...); got {tuple(input.shape)}")
+    return input
+
+
 class RobustLoss(nn.Module):
     r"""A classification loss, defined by its value for every class: ``loss(z, k)``.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from noisyloss._base import check_logits
 from noisyloss._log_probs import CLASS_DIM, at_least_float32, log_probs
 
 __all__ = ["entropy_regularizer", "l1_penalty"]
@@ -74,10 +75,7 @@ def entropy_regularizer(input: Tensor) -> Tensor:
         >>> entropy_regularizer(torch.tensor([[0.75, 0.25]]).log())  # log(2) - 0.5623
         tensor(0.1308)
     """
-    if not isinstance(input, Tensor) or not input.is_floating_point():
-        raise TypeError(f"input: expected a floating point tensor; got {input!r}")
-    if not input.dim():
-        raise ValueError(f"input: expected shape (C), (N, C) or (N, C, d1, ...); got {tuple(input.shape)}")
+    check_logits(input)
     rows = input.unsqueeze(0) if input.dim() == 1 else input.movedim(CLASS_DIM, -1).flatten(0, -2)
     log_mean = log_probs(rows).logsumexp(0) - math.log(len(rows))
     return (log_mean.exp() * (log_mean + math.log(rows.shape[1]))).sum()

@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisyloss._base import LinkedLoss, PointwiseLoss, RobustLoss, check_number, loss_class, plain_member
+from noisyloss._base import (
+    LinkedLoss,
+    PointwiseLoss,
+    RobustLoss,
+    check_logits,
+    check_number,
+    loss_class,
+    plain_member,
+)
 from noisyloss._log_probs import CLASS_DIM, Power, add_bias, at_least_float32, log_probs, one_minus_p
 from noisyloss._registry import create_loss
 from noisyloss.losses.combined import WeightedSum
@@ -55,10 +63,7 @@ def clip_logits(input: Tensor, tau: float) -> Tensor:
                 [0.3000, 0.4000]])
     """
     tau = check_number("tau", tau, "tau > 0", lambda tau: tau > 0)
-    if not isinstance(input, Tensor) or not input.is_floating_point():
-        raise TypeError(f"input: expected a floating point tensor; got {input!r}")
-    if not input.dim():
-        raise ValueError(f"input: expected shape (C), (N, C) or (N, C, d1, ...); got {tuple(input.shape)}")
+    check_logits(input)
     return _rescale(input.to(at_least_float32(input)), tau, tau, min(CLASS_DIM, input.dim() - 1))
 
 
