@@ -13,19 +13,18 @@ from torch import Tensor, nn
 
 from noisyloss._log_probs import (
     CLASS_DIM,
+    Bias,
     ClassFunction,
     add_bias,
     at_least_float32,
     class_sums,
-    information,
+    is_eager,
     log_probs,
     target_and_sums,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from noisyloss._log_probs import Bias
 
 Reduction = Literal["none", "mean", "sum"]
 LogitBias = float | Literal["auto", "fading"]
@@ -120,6 +119,8 @@ class RobustLoss(nn.Module):
     weight: Tensor | None
     sums: Sequence[ClassFunction] = ()
     """The functions whose sums over the classes :meth:`per_class` reads."""
+    _plain: bool = True
+    """Whether the loss is :meth:`per_class` of the logits' own log-softmax, which a sum computes once for all."""
 
     def __init_subclass__(cls, id: str | dict[str, dict[str, Any]] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -176,58 +177,73 @@ class RobustLoss(nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of the logits ``input`` under ``target``, class indices or class probabilities."""
         is_index = self._check(input, target)
-        if input.dim() == 1:
-            values, divisor = self._values(input.unsqueeze(0), target.unsqueeze(0), is_index)
-            values = values.squeeze(0)
+        single = input.dim() == 1
+        if single:
+            input, target = input.unsqueeze(0), target.unsqueeze(0)
+        if is_index:
+            values, divisor = self._of_classes(input, target.long().unsqueeze(CLASS_DIM))
         else:
-            values, divisor = self._values(input, target, is_index)
+            values, divisor = self._mixed(input, target, self._bias(input.shape[CLASS_DIM])), None
         if self.reduction == "none":
-            return values
+            values = values.squeeze(CLASS_DIM)
+            return values.squeeze(0) if single else values
         if self.reduction == "sum":
             return values.sum()
         return values.mean() if divisor is None else values.sum() / divisor
 
-    def _values(self, input: Tensor, target: Tensor, is_index: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the loss of every sample, and what "mean" divides their sum by where that is not their number."""
-        if not is_index:
-            return self._mixed(input, target, self._bias(input.shape[CLASS_DIM])), None
-        target = target.long()
-        valid = target != self.ignore_index
-        index = target.where(valid, 0)
-        bias = self._bias(input.shape[CLASS_DIM], valid)
+    def _of_classes(self, input: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the loss of every sample, the class axis kept, and what "mean" divides their sum by, if not by N."""
+        num_classes = input.shape[CLASS_DIM]
+        valid = self._valid(index, num_classes)
+        bias = self._bias(num_classes, valid)
+        if valid is not None:
+            index = index.where(valid, 0)
         if self.label_smoothing:
-            one_hot = torch.zeros_like(input).scatter(CLASS_DIM, index.unsqueeze(CLASS_DIM), 1.0)
-            values = self._mixed(input, one_hot, bias)
+            values = self._mixed(input, torch.zeros_like(input).scatter(CLASS_DIM, index, 1.0), bias)
         else:
-            values = self._of_index(input, index.unsqueeze(CLASS_DIM), bias).squeeze(CLASS_DIM)
+            values = self._of_index(input, index, bias)
         share = valid
         if self.weight is not None:
-            share = self.weight.to(values.dtype)[index].where(valid, 0.0)
+            share = self.weight.to(values.dtype)[index]
+            share = share if valid is None else share.where(valid, 0.0)
             values = values if self.label_smoothing else values * share
-        return values.where(valid, 0.0), share.sum()
+        values = values if valid is None else values.where(valid, 0.0)
+        return values, None if share is None else share.sum()
+
+    def _valid(self, index: Tensor, num_classes: int) -> Tensor | None:
+        """Return where ``index`` is no ``ignore_index``, or None if nowhere; only a CPU tells that without waiting."""
+        if index.device.type == "cpu" and type(index) is Tensor and index.numel() and is_eager():
+            low, high = map(int, index.aminmax())
+            if low >= 0 and high < num_classes and not low <= self.ignore_index <= high:
+                return None
+            wrong = (index != self.ignore_index) & ((index < 0) | (index >= num_classes))
+            if wrong.any():
+                raise IndexError(
+                    f"target: expected class indices from 0 to {num_classes - 1}, or ignore_index = "
+                    f"{self.ignore_index}; got {int(index[wrong][0])}"
+                )
+        return index != self.ignore_index
 
     def _bias(self, num_classes: int, valid: Tensor | None = None) -> Bias | None:
-        """Return what gives the logit bias of every sample, as far as it acts."""
+        """Return the logit bias of every sample, as far as it acts."""
         largest = self._largest_bias(num_classes)  # 0 with two classes, whatever the mode
         if not (largest and self.training and torch.is_grad_enabled()):
             return None
-        if self.logit_bias == "fading":
-            return lambda input, softmax=None: (1 - information(input, valid, softmax) ** 2) ** 4 * largest
-        return lambda input, softmax=None: input.new_full((), largest, dtype=at_least_float32(input))
+        return Bias(largest, self.logit_bias == "fading", valid)
 
     def _largest_bias(self, num_classes: int) -> float:
         return math.log(num_classes - 1) if isinstance(self.logit_bias, str) else self.logit_bias
 
     def _mixed(self, input: Tensor, target: Tensor, bias: Bias | None) -> Tensor:
-        """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target."""
+        """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target, the class axis kept."""
         input = input.to(at_least_float32(input))
         target = target.to(input.dtype)
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / input.shape[CLASS_DIM]
-        values = self._of_all(input if bias is None else input + bias(input) * target)
+        values = self._of_all(input if bias is None else input + bias.of(input) * target)
         if self.weight is not None:
             target = target * self.weight.to(values.dtype).view(-1, *(1,) * (values.dim() - 2))
-        return (target * values).sum(CLASS_DIM)
+        return (target * values).sum(CLASS_DIM, keepdim=True)
 
     # The two ways in: the loss of one class for every sample, and of all classes. Who transforms logits overrides both.
 
@@ -240,11 +256,6 @@ class RobustLoss(nn.Module):
         """Return ``loss(z, k)`` for every class k."""
         log_p = log_probs(input)
         return self.per_class(log_p, class_sums(log_p, self.sums))
-
-    @property
-    def _plain(self) -> bool:
-        """Whether the loss is :meth:`per_class` of the logits' own log-softmax, which a sum computes once for all."""
-        return True
 
     def _check(self, input: Tensor, target: Tensor) -> bool:
         """Refuse what cannot be right, by shape and dtype alone; tell whether the target holds class indices."""
@@ -441,6 +452,8 @@ def single_loss(id: str, name: str = "id", **settings: Any) -> RobustLoss:
 class LinkedLoss(RobustLoss):
     """A loss of transformed logits: ``loss(link(z), k)``; the logit bias comes first."""
 
+    _plain = False
+
     def link(self, input: Tensor) -> Tensor:
         """Return what stands for the logits, classes along axis 1; in float32 at least, as ``input``."""
         raise NotImplementedError
@@ -450,10 +463,6 @@ class LinkedLoss(RobustLoss):
 
     def _of_all(self, input: Tensor) -> Tensor:
         return super()._of_all(self.link(input))
-
-    @property
-    def _plain(self) -> bool:
-        return False
 
 
 class PointwiseLoss(RobustLoss, ClassFunction):

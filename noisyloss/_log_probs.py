@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -11,10 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    Bias = Callable[..., Tensor]
-    """The logit bias of every sample, broadcastable to (N, 1, ...), from the logits and, if at hand, their softmax."""
+    from collections.abc import Sequence
 
 CLASS_DIM = 1
 
@@ -55,10 +51,48 @@ def at_least_float32(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32)
 
 
-def add_bias(input: Tensor, index: Tensor, bias_of: Bias | None) -> Tensor:
+class Bias(NamedTuple):
+    """The logit bias of every sample: the largest, or what is left of it where it fades."""
+
+    largest: float
+    fades: bool = False
+    valid: Tensor | None = None
+    """The samples that count, of shape (N, 1, ...); all if None."""
+
+    def of(self, input: Tensor) -> Tensor:
+        """Return it, of shape (N, 1, ...)."""
+        if not self.fades:
+            return input.new_full((len(input), 1, *input.shape[2:]), self.largest, dtype=at_least_float32(input))
+        with torch.no_grad():
+            log_p = log_probs(input)
+            p = log_p.exp()
+            return self.faded(p, log_p.sub_(self.log_mean(p)).mul_(p).sum(CLASS_DIM, keepdim=True))
+
+    def log_mean(self, p: Tensor) -> Tensor:
+        """Return the logarithm of the mean prediction, of shape (1, C, ...)."""
+        counted = p if self.valid is None else p.where(self.valid, 0.0)
+        mean = counted.mean([dim for dim in range(p.dim()) if dim != CLASS_DIM], keepdim=True)
+        if self.valid is not None:
+            mean.div_(mean.sum())
+        return mean.clamp(min=torch.finfo(p.dtype).tiny).log_()
+
+    def faded(self, p: Tensor, divergence: Tensor) -> Tensor:
+        """Return what is left, by what every prediction says of its sample, its divergence from the mean prediction.
+
+        Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
+        """
+        most = math.log(max(2, min(p.shape[CLASS_DIM], p.numel() // p.shape[CLASS_DIM])))
+        # With i = divergence / most, 0 if all predictions are the same and 1 if they are sure and different:
+        one_minus_i2 = torch.rsub(divergence.square(), 1, alpha=most**-2).clamp(min=0)
+        return one_minus_i2.pow_(4).mul_(self.largest)
+
+
+def add_bias(input: Tensor, index: Tensor, bias: Bias | Tensor | None) -> Tensor:
     """The logits, in float32 at least, with the bias on that of class ``index``."""
     input = input.to(at_least_float32(input))
-    return input if bias_of is None else input.scatter_add(CLASS_DIM, index, bias_of(input).expand(index.shape))
+    if isinstance(bias, Bias):
+        bias = bias.of(input)
+    return input if bias is None else input.scatter_add(CLASS_DIM, index, bias)
 
 
 def one_minus_p(log_p: Tensor, p: Tensor | None = None) -> Tensor:
@@ -106,7 +140,7 @@ def class_sums(log_p: Tensor, functions: Sequence[ClassFunction]) -> tuple[Tenso
 
 
 def target_and_sums(
-    input: Tensor, index: Tensor, bias_of: Bias | None, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, bias: Bias | None, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
     if _blockwise(input, functions):
@@ -114,18 +148,17 @@ def target_and_sums(
             from noisyloss import _fused  # here, for it imports Triton and the losses
 
             if _fused.fusable(input, index, functions):
-                bias = None if bias_of is None else bias_of(input)
-                log_p_y, *sums = _fused.target_and_sums(input, index, bias, functions)
+                log_p_y, *sums = _fused.target_and_sums(input, index, bias and bias.of(input), functions)
                 return log_p_y, tuple(sums)
-        log_p_y, *sums = _TargetAndSums.apply(input, index, bias_of, *functions)
+        log_p_y, *sums = _TargetAndSums.apply(input, index, bias, *functions)
         return log_p_y, tuple(sums)
-    return _target_and_sums(input, index, bias_of, functions)
+    return _target_and_sums(input, index, bias, functions)
 
 
 def _target_and_sums(
-    input: Tensor, index: Tensor, bias_of: Bias | None, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, bias: Bias | Tensor | None, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    log_p = log_probs(input if bias_of is None else add_bias(input, index, bias_of))
+    log_p = log_probs(input if bias is None else add_bias(input, index, bias))
     return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions)
 
 
@@ -133,35 +166,16 @@ def differentiable_grad(
     input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction], grads: Sequence[Tensor]
 ) -> Tensor:
     """The gradient in the input by plain ops, which have a derivative, as the nodes' own kernels have not."""
-    log_p_y, sums = _target_and_sums(input, index, None if bias is None else lambda _: bias, functions)
+    log_p_y, sums = _target_and_sums(input, index, bias, functions)
     varying = [(value, grad) for value, grad in zip((log_p_y, *sums), grads, strict=True) if value.requires_grad]
     values, grads = zip(*varying, strict=True)
     (grad,) = torch.autograd.grad(values, input, grads, create_graph=True)
     return grad
 
 
-@torch.no_grad()
-def information(input: Tensor, valid: Tensor | None, softmax: Softmax | None = None) -> Tensor:
-    """What every prediction says of its sample: 0 if all are the same, 1 if they are sure and differ.
-
-    ``KL(p, mean p) / log min(N, C)``, the class axis kept, with the mean over the valid samples. Sureness alone would
-    not do: a network that is sure of one class whatever the sample has learned nothing.
-    """
-    if softmax is None:
-        log_p = log_probs(input)
-        p, log_p_of, all_rows = log_p.exp(), log_p.__getitem__, [slice(None)]
-    else:
-        p, log_p_of, all_rows = softmax.p, functools.partial(softmax.log_p, input), _row_blocks(input, spare=True)
-    samples = [dim for dim in range(p.dim()) if dim != CLASS_DIM]
-    totals = []
-    for rows in all_rows:
-        counted = p[rows] if valid is None else p[rows].where(valid[rows].unsqueeze(CLASS_DIM), 0.0)
-        totals.append(counted.sum(samples, keepdim=True))
-    total = sum(totals[1:], totals[0])
-    log_mean = (total / total.sum()).clamp(min=torch.finfo(p.dtype).tiny).log_()
-    kl = [log_p_of(rows).sub_(log_mean).mul_(p[rows]).sum(CLASS_DIM, keepdim=True) for rows in all_rows]
-    most = math.log(max(2, min(p.shape[CLASS_DIM], p.numel() // p.shape[CLASS_DIM])))
-    return (_join(kl) / most).clamp(0, 1)
+def is_eager() -> bool:
+    """Whether values are at hand; compilers and transforms see the lines without them."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 def _blockwise(input: Tensor, functions: Sequence[ClassFunction]) -> bool:
@@ -170,8 +184,7 @@ def _blockwise(input: Tensor, functions: Sequence[ClassFunction]) -> bool:
         input.numel() >= (_BLOCKWISE_FROM if functions else 8 * _BLOCKWISE_FROM)
         and input.requires_grad
         and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and is_eager()
     )
 
 
@@ -200,41 +213,56 @@ class _TargetAndSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, index: Tensor, bias_of: Bias | None, *functions: ClassFunction
+        ctx: Any, input: Tensor, index: Tensor, bias: Bias | None, *functions: ClassFunction
     ) -> tuple[Tensor, ...]:
         p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
+        fades = bias is not None and bias.fades
         affine = any(f.affine for f in functions)
+        all_rows = _row_blocks(input, spare=False)
+        work = torch.empty_like(p[all_rows[0]]) if fades else p
         blocks = []
-        for rows in _row_blocks(input, spare=False):
+        for rows in all_rows:
             z, p_block = input[rows], p[rows]
-            peak = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
-            below = torch.sub(z, peak, out=p_block).sum(CLASS_DIM, keepdim=True) if affine else peak
+            peak = below = p_below = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
+            if affine or fades:
+                z_below = torch.sub(z, peak, out=work[: len(z)] if fades else p_block)
+                below = z_below.sum(CLASS_DIM, keepdim=True)
             torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
-            blocks.append((peak, p_block.amax(CLASS_DIM, keepdim=True).log_().neg_(), below))
-        peak, rest, below = map(_join, zip(*blocks, strict=True))
+            if fades:
+                p_below = z_below.mul_(p_block).sum(CLASS_DIM, keepdim=True)
+            blocks.append((peak, p_block.amax(CLASS_DIM, keepdim=True).log_().neg_(), below, p_below))
+        peak, rest, below, p_below = map(_join, zip(*blocks, strict=True))
         z_y = input.gather(CLASS_DIM, index).sub(peak)
         log_p_y = z_y - rest
-        bias = None
-        if bias_of is not None:  # log p of the others falls, that of y gains
-            bias = bias_of(input, Softmax(p, peak, rest)).expand(index.shape)
-            fall = torch.log1p(log_p_y.exp() * torch.expm1(bias))
+        shift = None
+        if bias is not None:  # log p of the others falls, that of y gains
+            if fades:
+                log_mean = bias.log_mean(p)
+                p_log_mean = [
+                    torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True)
+                    for rows in all_rows
+                ]
+                shift = bias.faded(p, p_below - rest - _join(p_log_mean))
+            else:
+                shift = bias.of(input)
+            fall = torch.log1p(log_p_y.exp() * torch.expm1(shift))
             rest = rest + fall
-            log_p_y = z_y - rest + bias
-            below = below + bias
+            log_p_y = z_y - rest + shift
+            below = below + shift
             p.mul_(torch.exp(-fall)).scatter_(CLASS_DIM, index, log_p_y.exp())
         softmax = Softmax(p, peak, rest)
         sum_log_p = below - input.shape[CLASS_DIM] * rest
         curved = [f for f in functions if not f.affine]
         of_rows = []
         for rows in _row_blocks(input, spare=True) if curved else ():
-            log_p = _biased_log_p(softmax, input, index, bias, rows)
+            log_p = _biased_log_p(softmax, input, index, shift, rows)
             of_rows.append([f.class_sum(log_p, p[rows]) for f in curved])
         of_curved = map(_join, zip(*of_rows, strict=True))
         sums = [
             f.affine[0] * input.shape[CLASS_DIM] + f.affine[1] * sum_log_p if f.affine else next(of_curved)
             for f in functions
         ]
-        ctx.save_for_backward(input, index, bias, *softmax)
+        ctx.save_for_backward(input, index, shift, *softmax)
         ctx.functions = functions
         return (log_p_y, *sums)
 

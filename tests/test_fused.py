@@ -66,7 +66,7 @@ def indices(input: Tensor, generator: torch.Generator) -> Tensor:
 def plain(input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[PointwiseLoss]) -> tuple[Tensor, ...]:
     if bias is not None:
         bias = bias.to(input.dtype).expand(index.shape)
-    log_p_y, sums = _target_and_sums(input, index, None if bias is None else lambda _: bias, functions)
+    log_p_y, sums = _target_and_sums(input, index, bias, functions)
     return log_p_y, *sums
 
 

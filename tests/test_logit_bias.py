@@ -295,10 +295,12 @@ def test_compiles_and_maps(bias, generator):
 
 @pytest.mark.parametrize("shape", [(40, 7), (6, 7, 3, 2)])
 @pytest.mark.parametrize("id", ["ce", "nce+rce", "nfl", "anl-fl"])
-def test_fading_is_the_same_on_both_paths(id, shape, monkeypatch, generator):
+@pytest.mark.parametrize("some_ignored", [True, False])
+def test_fading_is_the_same_on_both_paths(id, shape, some_ignored, monkeypatch, generator):
     input = draw(generator, *shape).requires_grad_()
     target = torch.randint(7, (shape[0], *shape[2:]), generator=generator)
-    target.view(-1)[3] = -100
+    if some_ignored:
+        target.view(-1)[3] = -100
     monkeypatch.setattr("noisyloss._log_probs._BLOCK", 60)  # several blocks
     found = []
     for threshold in (1, 1 << 60):

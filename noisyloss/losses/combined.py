@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from noisyloss._base import RobustLoss, check_number, plain_member, single_loss
@@ -58,10 +59,8 @@ class WeightedSum(RobustLoss):
             raise ValueError(f"weights: expected one for each of {len(losses)} losses, at least one; got {weights!r}")
         self.weights = [check_number(f"weights[{i}]", w, ">= 0", lambda w: w >= 0) for i, w in enumerate(weights)]
         self.losses = nn.ModuleList(plain_member(f"losses[{i}]", loss) for i, loss in enumerate(losses))
-
-    @property
-    def sums(self) -> Sequence[ClassFunction]:  # type: ignore[override]
-        return [function for _, loss in self._parts() for function in loss.sums]
+        self.sums: Sequence[ClassFunction] = [function for loss in losses for function in loss.sums]
+        self._plain = all(loss._plain for loss in losses)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         remaining = iter(sums)
@@ -75,14 +74,12 @@ class WeightedSum(RobustLoss):
     def _of_all(self, input: Tensor) -> Tensor:
         return super()._of_all(input) if self._plain else self._weighted(lambda loss: loss._of_all(input))
 
-    @property
-    def _plain(self) -> bool:
-        return all(loss._plain for _, loss in self._parts())
-
     def _weighted(self, value_of: Callable[[RobustLoss], Tensor]) -> Tensor:
-        values = [(weight, value_of(loss)) for weight, loss in self._parts()]
-        terms = [value if weight == 1 else weight * value for weight, value in values]
-        return sum(terms[1:], terms[0])
+        (weight, loss), *others = self._parts()
+        total = value_of(loss) if weight == 1 else weight * value_of(loss)
+        for weight, loss in others:
+            total = torch.add(total, value_of(loss), alpha=weight)
+        return total
 
     def _parts(self) -> list[tuple[float, RobustLoss]]:
         return list(zip(self.weights, self.losses, strict=True))  # type: ignore[arg-type]

@@ -115,6 +115,8 @@ class ForwardCorrection(_ForItsClasses, InFront):
 class _Mixed(_ForItsClasses):
     """A loss whose value for a class is a fixed linear combination of another's values for all classes."""
 
+    _plain = False
+
     def __init__(self, loss: str | RobustLoss, **options: Unpack[Options]) -> None:
         super().__init__(**options)
         self.loss = member("loss", loss)
@@ -122,10 +124,6 @@ class _Mixed(_ForItsClasses):
     def _coefficients(self, num_classes: int) -> FloatArray:
         """Return M with ``loss(z, k) = sum_j M[k, j] * loss_j``."""
         raise NotImplementedError
-
-    @property
-    def _plain(self) -> bool:
-        return False
 
     def _bounds(self, num_classes: int) -> tuple[float, float]:
         ranges = [self._combined(row, *self.loss._bounds(num_classes)) for row in self._coefficients(num_classes)]

@@ -90,10 +90,7 @@ class Normalized(_OfPointwise):
         at_1, at_0 = loss.at([1.0, 0.0])
         if not 0 <= at_1 <= at_0 or at_0 == 0:
             raise ValueError(f"loss: expected values >= 0 that fall as p rises; got {at_0} to {at_1} from {loss!r}")
-
-    @property
-    def sums(self) -> Sequence[PointwiseLoss]:  # type: ignore[override]
-        return (self.loss,)
+        self.sums: Sequence[ClassFunction] = (self.loss,)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         return self.loss.f(log_p) / sums[0]
@@ -331,15 +328,12 @@ class NormalizedNegative(_OfPointwise):
         super().__init__(loss, **options)
         p_min = check_number("p_min", p_min, "0 <= p_min < 1", lambda p: 0 <= p < 1)
         self._complement = _Complement(loss, p_min)
+        self.sums: Sequence[ClassFunction] = (self._complement,)
         least, most = *loss.at([1.0]), self._complement.most
         if not least < most < math.inf:
             raise ValueError(f"p_min: expected a finite f(p_min) above f(1); got {most} from {loss!r}")
 
     p_min = property(lambda self: self._complement.p_min)
-
-    @property
-    def sums(self) -> Sequence[ClassFunction]:  # type: ignore[override]
-        return (self._complement,)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         return 1 - self._complement.f(log_p) / sums[0]
@@ -464,9 +458,9 @@ class Symmetrized(_OfPointwise):
         tensor(0.2000)
     """
 
-    @property
-    def sums(self) -> Sequence[ClassFunction]:  # type: ignore[override]
-        return (self.loss, NUM_CLASSES)
+    def __init__(self, loss: PointwiseLoss, **options: Unpack[Options]) -> None:
+        super().__init__(loss, **options)
+        self.sums: Sequence[ClassFunction] = (self.loss, NUM_CLASSES)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         total, num_classes = sums
