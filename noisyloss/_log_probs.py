@@ -59,14 +59,19 @@ class Bias(NamedTuple):
     valid: Tensor | None = None
     """The samples that count, of shape (N, 1, ...); all if None."""
 
-    def of(self, input: Tensor) -> Tensor:
-        """Return it, of shape (N, 1, ...)."""
+    def of(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return it, of shape (N, 1, ...), for a target of that shape, class indices, or shaped like the input."""
         if not self.fades:
             return input.new_full((len(input), 1, *input.shape[2:]), self.largest, dtype=at_least_float32(input))
         with torch.no_grad():
             log_p = log_probs(input)
             p = log_p.exp()
-            return self.faded(p, log_p.sub_(self.log_mean(p)).mul_(p).sum(CLASS_DIM, keepdim=True))
+            if target.is_floating_point():
+                agreement = (target * p).sum(CLASS_DIM, keepdim=True)
+            else:
+                agreement = p.gather(CLASS_DIM, target)
+            divergence = log_p.sub_(self.log_mean(p)).mul_(p).sum(CLASS_DIM, keepdim=True)
+            return self.faded(divergence, agreement, input.shape[CLASS_DIM])
 
     def log_mean(self, p: Tensor) -> Tensor:
         """Return the logarithm of the mean prediction, of shape (1, C, ...)."""
@@ -76,22 +81,30 @@ class Bias(NamedTuple):
             mean.div_(mean.sum())
         return mean.clamp(min=torch.finfo(p.dtype).tiny).log_()
 
-    def faded(self, p: Tensor, divergence: Tensor) -> Tensor:
-        """Return what is left, by what every prediction says of its sample, its divergence from the mean prediction.
+    def faded(self, divergence: Tensor, agreement: Tensor, num_classes: int) -> Tensor:
+        """Return what is left, ``largest * (1 - i**2) ** (12 r**3)``.
 
-        Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
+        i is what a prediction says of its sample, its ``divergence`` from the mean prediction over the most that can
+        be. Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
+        r is how far the surest predictions contradict their targets over how far all do. Where labels are right,
+        predictions err the less the surer they are; wrong labels contradict sure and unsure ones alike.
         """
-        most = math.log(max(2, min(p.shape[CLASS_DIM], p.numel() // p.shape[CLASS_DIM])))
-        # With i = divergence / most, 0 if all predictions are the same and 1 if they are sure and different:
-        one_minus_i2 = torch.rsub(divergence.square(), 1, alpha=most**-2).clamp(min=0)
-        return one_minus_i2.pow_(4).mul_(self.largest)
+        most = math.log(max(2, min(num_classes, divergence.numel())))
+        i2 = (divergence / most).square().clamp(max=1)
+        sureness, contradiction = i2**4, 1 - agreement
+        if self.valid is not None:
+            sureness, contradiction = sureness.where(self.valid, 0.0), contradiction.where(self.valid, 0.0)
+        count = divergence.numel() if self.valid is None else self.valid.sum()
+        alike = (sureness.sum() * contradiction.sum()).clamp(min=torch.finfo(i2.dtype).tiny)
+        r = ((sureness * contradiction).sum() * count / alike).clamp(max=1)
+        return (1 - i2) ** (12 * r**3) * self.largest
 
 
 def add_bias(input: Tensor, index: Tensor, bias: Bias | Tensor | None) -> Tensor:
     """The logits, in float32 at least, with the bias on that of class ``index``."""
     input = input.to(at_least_float32(input))
     if isinstance(bias, Bias):
-        bias = bias.of(input)
+        bias = bias.of(input, index)
     return input if bias is None else input.scatter_add(CLASS_DIM, index, bias)
 
 
@@ -148,7 +161,7 @@ def target_and_sums(
             from noisyloss import _fused  # here, for it imports Triton and the losses
 
             if _fused.fusable(input, index, functions):
-                log_p_y, *sums = _fused.target_and_sums(input, index, bias and bias.of(input), functions)
+                log_p_y, *sums = _fused.target_and_sums(input, index, bias and bias.of(input, index), functions)
                 return log_p_y, tuple(sums)
         log_p_y, *sums = _TargetAndSums.apply(input, index, bias, *functions)
         return log_p_y, tuple(sums)
@@ -242,9 +255,9 @@ class _TargetAndSums(torch.autograd.Function):
                     torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True)
                     for rows in all_rows
                 ]
-                shift = bias.faded(p, p_below - rest - _join(p_log_mean))
+                shift = bias.faded(p_below - rest - _join(p_log_mean), log_p_y.exp(), input.shape[CLASS_DIM])
             else:
-                shift = bias.of(input)
+                shift = bias.of(input, index)
             fall = torch.log1p(log_p_y.exp() * torch.expm1(shift))
             rest = rest + fall
             log_p_y = z_y - rest + shift

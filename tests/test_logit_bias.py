@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from noisyloss import APLLoss, CELoss, GCELoss, MAELoss, NCELoss, WeightedSum, create_loss
 from noisyloss._base import PointwiseLoss
+from noisyloss._log_probs import Bias
 
 F64 = torch.float64
 BIASES = (1.5, "auto")
@@ -145,13 +146,36 @@ def fading_bias(input, **options):
 
 
 def test_fading_by_hand():
-    p = torch.tensor([[0.7, 0.3], [0.2, 0.8]], dtype=F64)
-    p = torch.cat([p, torch.full((2, 1), 1e-9)], 1)
-    mean = p.mean(0)
-    information = (p * (p / mean).log()).sum(1) / math.log(2)  # two samples tell at most log 2
-    expected = math.log(2) * (1 - information**2) ** 4
-    assert 0.03 < information.min() < information.max() < 0.5
+    p = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4]], dtype=F64)
+    p = torch.cat([p, torch.full((3, 1), 1e-9)], 1)
+    i = (p * (p / p.mean(0)).log()).sum(1) / math.log(3)
+    contradiction = 1 - p[:, 0]  # the target is class 0, and the surest prediction is against it
+    r = (i**8 * contradiction).sum() / (i**8).sum() / contradiction.mean()
+    assert r > 1
+    expected = math.log(2) * (1 - i**2) ** 12
     torch.testing.assert_close(fading_bias(p.log()), expected, rtol=1e-6, atol=1e-6)
+    p = p[:, [1, 0, 2]]  # now it is for it
+    r = (i**8 * (1 - p[:, 0])).sum() / (i**8).sum() / (1 - p[:, 0]).mean()
+    assert 0.1 < r < 0.5
+    expected = math.log(2) * (1 - i**2) ** (12 * r**3)
+    assert expected.std() > 1e-4
+    torch.testing.assert_close(fading_bias(p.log()), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_fading_stays_where_the_surest_are_right(generator):
+    """Labels that contradict all predictions alike are the labels' fault; else the predictions err, and go on."""
+    sure, unsure = 6 * torch.eye(4, dtype=F64).repeat(8, 1), 0.5 * draw(generator, 32, 4)
+    input, right = torch.cat([sure, unsure]), torch.arange(32) % 4
+    of_unsure = torch.randint(4, (32,), generator=generator)
+
+    def bias(target):
+        target = torch.cat([target, of_unsure]).unsqueeze(1)
+        return Bias(math.log(3), fades=True).of(input, target)[:32]
+
+    wrong = right.clone()
+    wrong[::2] = (right[::2] + 1 + torch.randint(3, (16,), generator=generator)) % 4
+    assert bias(right).median() > 0.95 * math.log(3)
+    assert bias(wrong).median() < 0.1 * math.log(3)
 
 
 def test_fading_is_whole_where_all_predictions_are_the_same():
