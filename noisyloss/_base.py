@@ -98,12 +98,12 @@ class RobustLoss(nn.Module):
         logit_bias: added to the logit of the target's class while training, at least 0: the loss is that of the logits
             :math:`z + \varepsilon\, t`. It moves a network that knows nothing to where a robust loss has its gradient,
             and takes part of the robustness away. ``"auto"``: :math:`\log(C - 1)`, which puts the uniform prediction
-            at :math:`p_y = 1/2`. ``"fading"``: as much, times :math:`(1 - i^2)^{12 r^3}` sample by sample. Here i in
-            [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of the batch
-            over :math:`\log \min(N, C)`, and r in [0, 1] is how far the surest predictions contradict their targets,
-            the mean of :math:`1 - p_y` with weights :math:`i^8`, over how far all do. It ends by itself where the
-            network has learned, unless it errs where it is unsure only. It acts while the loss is in training mode and
-            gradients are recorded, so not under :func:`torch.no_grad`. Default: 0.0.
+            at :math:`p_y = 1/2`. ``"fading"``: as much, say L, times :math:`(1 - i^2)^{4 L r^3}` sample by sample.
+            Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
+            the batch over :math:`\log \min(N, C)`, and r in [0, 1] is how far the surest predictions contradict their
+            targets, the mean of :math:`1 - p_y` with weights :math:`i^8`, over how far all do. So it ends by itself
+            where the network has learned, unless it errs where it is unsure only. It acts while the loss is in training
+            mode and gradients are recorded, so not under :func:`torch.no_grad`. Default: 0.0.
 
     Shape:
         - input: logits of shape (C), (N, C) or (N, C, d1, ..., dK), with C at least 2. float16 and bfloat16 are

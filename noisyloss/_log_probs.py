@@ -82,7 +82,7 @@ class Bias(NamedTuple):
         return mean.clamp(min=torch.finfo(p.dtype).tiny).log_()
 
     def faded(self, divergence: Tensor, agreement: Tensor, num_classes: int) -> Tensor:
-        """Return what is left, ``largest * (1 - i**2) ** (12 r**3)``.
+        """Return what is left, ``largest * (1 - i**2) ** (4 * largest * r**3)``.
 
         i is what a prediction says of its sample, its ``divergence`` from the mean prediction over the most that can
         be. Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -97,7 +97,7 @@ class Bias(NamedTuple):
         count = divergence.numel() if self.valid is None else self.valid.sum()
         alike = (sureness.sum() * contradiction.sum()).clamp(min=torch.finfo(i2.dtype).tiny)
         r = ((sureness * contradiction).sum() * count / alike).clamp(max=1)
-        return (1 - i2) ** (12 * r**3) * self.largest
+        return (1 - i2) ** (4 * self.largest * r**3) * self.largest
 
 
 def add_bias(input: Tensor, index: Tensor, bias: Bias | Tensor | None) -> Tensor:
