@@ -239,7 +239,7 @@ class _TargetAndSums(torch.autograd.Function):
             peak = below = p_below = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
             if affine or fades:
                 z_below = torch.sub(z, peak, out=work[: len(z)] if fades else p_block)
-                below = z_below.sum(CLASS_DIM, keepdim=True)
+                below = z_below.sum(CLASS_DIM, keepdim=True) if affine else peak
             torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
             if fades:
                 p_below = z_below.mul_(p_block).sum(CLASS_DIM, keepdim=True)
