@@ -44,7 +44,7 @@ except ImportError:  # Windows has no flock: there, one process for each OUT
 IDENTITY = ("dataset", "model", "loss", "hyperparameters", "noise", "seed", "epochs", "recipe")
 NOISE_KINDS = ("clean", "symmetric", "asymmetric", "sequential", "pairflip", "instance", "human")
 HUMAN = ("aggre", "random1", "random2", "random3", "worst")
-DROP_IN = "nce+rce:alpha=0.4,beta=0.4,logit_bias=fading"  # APLLoss() as a spec
+DROP_IN = "nce+rce:alpha=0.1,beta=0.2,warmup=True"  # APLLoss() as a spec
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Row = dict[str, Any]

@@ -13,31 +13,33 @@ from torch import Tensor, nn
 
 from noisyloss._log_probs import (
     CLASS_DIM,
-    Bias,
     ClassFunction,
     add_bias,
     at_least_float32,
     class_sums,
+    divergence_from_mean,
     is_eager,
     log_probs,
     target_and_sums,
+    target_sums_and_divergence,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Reduction = Literal["none", "mean", "sum"]
-LogitBias = float | Literal["auto", "fading"]
+LogitBias = float | Literal["auto"]
 
 
 class Options(TypedDict, total=False):
-    """The options of :class:`torch.nn.CrossEntropyLoss`, which mean what they mean there, and the logit bias."""
+    """The options of :class:`torch.nn.CrossEntropyLoss`, which mean what they mean there, and two that help it start."""
 
     weight: Tensor | None
     ignore_index: int
     reduction: Reduction
     label_smoothing: float
     logit_bias: LogitBias
+    warmup: bool
 
 
 DEFAULTS: dict[str, Any] = {
@@ -46,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "reduction": "mean",
     "label_smoothing": 0.0,
     "logit_bias": 0.0,
+    "warmup": False,
 }
 
 LOSSES: dict[str, type[RobustLoss]] = {}
@@ -98,12 +101,15 @@ class RobustLoss(nn.Module):
         logit_bias: added to the logit of the target's class while training, at least 0: the loss is that of the logits
             :math:`z + \varepsilon\, t`. It moves a network that knows nothing to where a robust loss has its gradient,
             and takes part of the robustness away. ``"auto"``: :math:`\log(C - 1)`, which puts the uniform prediction
-            at :math:`p_y = 1/2`. ``"fading"``: as much, say L, times :math:`(1 - i^2)^{4 L r^3}` sample by sample.
+            at :math:`p_y = 1/2`. Default: 0.0.
+        warmup: pass from cross entropy to the loss while training, sample by sample:
+            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with :math:`g = (1 - i^2)^{48 r^3}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
             the batch over :math:`\log \min(N, C)`, and r in [0, 1] is how far the surest predictions contradict their
             targets, the mean of :math:`1 - p_y` with weights :math:`i^8`, over how far all do. So it ends by itself
-            where the network has learned, unless it errs where it is unsure only. It acts while the loss is in training
-            mode and gradients are recorded, so not under :func:`torch.no_grad`. Default: 0.0.
+            where the network has learned, unless it errs where it is unsure only. Default: False.
+
+    The last two act while the loss is in training mode and gradients are recorded, so not under :func:`torch.no_grad`.
 
     Shape:
         - input: logits of shape (C), (N, C) or (N, C, d1, ..., dK), with C at least 2. float16 and bfloat16 are
@@ -142,6 +148,7 @@ class RobustLoss(nn.Module):
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
         logit_bias: LogitBias = 0.0,
+        warmup: bool = False,
     ) -> None:
         super().__init__()
         if weight is not None:
@@ -159,11 +166,14 @@ class RobustLoss(nn.Module):
         self.label_smoothing = check_number(
             "label_smoothing", label_smoothing, "0 <= label_smoothing <= 1", lambda s: 0 <= s <= 1
         )
-        if isinstance(logit_bias, str) and logit_bias not in ("auto", "fading"):
-            raise ValueError(f"logit_bias: expected a number >= 0, 'auto' or 'fading'; got {logit_bias!r}")
+        if isinstance(logit_bias, str) and logit_bias != "auto":
+            raise ValueError(f"logit_bias: expected a number >= 0 or 'auto'; got {logit_bias!r}")
         self.logit_bias: LogitBias = logit_bias
         if not isinstance(logit_bias, str):
             self.logit_bias = check_number("logit_bias", logit_bias, "logit_bias >= 0", lambda e: e >= 0)
+        self.warmup = check_bool("warmup", warmup)
+        if self.warmup and self.logit_bias:
+            raise ValueError(f"logit_bias: expected 0.0 with warmup, which needs no other start; got {logit_bias!r}")
 
     if TYPE_CHECKING:  # to type checkers, the call of an nn.Module gives Any
 
@@ -185,7 +195,7 @@ class RobustLoss(nn.Module):
         if is_index:
             values, divisor = self._of_classes(input, target.long().unsqueeze(CLASS_DIM))
         else:
-            values, divisor = self._mixed(input, target, self._bias(input.shape[CLASS_DIM])), None
+            values, divisor = self._mixed(input, target), None
         if self.reduction == "none":
             values = values.squeeze(CLASS_DIM)
             return values.squeeze(0) if single else values
@@ -197,13 +207,14 @@ class RobustLoss(nn.Module):
         """Return the loss of every sample, the class axis kept, and what "mean" divides their sum by, if not by N."""
         num_classes = input.shape[CLASS_DIM]
         valid = self._valid(index, num_classes)
-        bias = self._bias(num_classes, valid)
         if valid is not None:
             index = index.where(valid, 0)
         if self.label_smoothing:
-            values = self._mixed(input, torch.zeros_like(input).scatter(CLASS_DIM, index, 1.0), bias)
+            values = self._mixed(input, torch.zeros_like(input).scatter(CLASS_DIM, index, 1.0), valid)
+        elif self._starts(self.warmup):
+            values = self._warming_up(input, index, valid)
         else:
-            values = self._of_index(input, index, bias)
+            values = self._of_index(input, index, self._bias(num_classes))
         share = valid
         if self.weight is not None:
             share = self.weight.to(values.dtype)[index]
@@ -226,30 +237,46 @@ class RobustLoss(nn.Module):
                 )
         return index != self.ignore_index
 
-    def _bias(self, num_classes: int, valid: Tensor | None = None) -> Bias | None:
-        """Return the logit bias of every sample, as far as it acts."""
+    def _starts(self, help: float) -> bool:
+        """Whether what helps the network start is there and acts."""
+        return bool(help) and self.training and torch.is_grad_enabled()
+
+    def _bias(self, num_classes: int) -> float:
+        """Return the logit bias, as far as it acts."""
         largest = self._largest_bias(num_classes)  # 0 with two classes, whatever the mode
-        if not (largest and self.training and torch.is_grad_enabled()):
-            return None
-        return Bias(largest, self.logit_bias == "fading", valid)
+        return largest if self._starts(largest) else 0.0
 
     def _largest_bias(self, num_classes: int) -> float:
-        return math.log(num_classes - 1) if isinstance(self.logit_bias, str) else self.logit_bias
+        return math.log(num_classes - 1) if self.logit_bias == "auto" else float(self.logit_bias)
 
-    def _mixed(self, input: Tensor, target: Tensor, bias: Bias | None) -> Tensor:
+    def _warming_up(self, input: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
+        """Return the loss of every sample as far as its prediction is informed, and cross entropy as far as not."""
+        functions = self.sums if self._plain else ()
+        log_p_y, sums, divergence = target_sums_and_divergence(input, index, functions, valid)
+        values = self.per_class(log_p_y, sums) if self._plain else self._of_index(input, index, 0.0)
+        return torch.lerp(values, -log_p_y, _share_of_ce(divergence, log_p_y.exp(), input.shape[CLASS_DIM], valid))
+
+    def _mixed(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target, the class axis kept."""
         input = input.to(at_least_float32(input))
         target = target.to(input.dtype)
+        num_classes = input.shape[CLASS_DIM]
         if self.label_smoothing:
-            target = target * (1 - self.label_smoothing) + self.label_smoothing / input.shape[CLASS_DIM]
-        values = self._of_all(input if bias is None else input + bias.of(input, target) * target)
+            target = target * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+        bias = self._bias(num_classes)
+        values = self._of_all(input + bias * target if bias else input)
+        if self._starts(self.warmup):
+            log_p = log_probs(input)
+            p_y = (target * log_p.exp()).sum(CLASS_DIM, keepdim=True)
+            share = _share_of_ce(divergence_from_mean(log_p, valid), p_y, num_classes, valid)
+            values = torch.lerp(values, -log_p, share)
         if self.weight is not None:
             target = target * self.weight.to(values.dtype).view(-1, *(1,) * (values.dim() - 2))
         return (target * values).sum(CLASS_DIM, keepdim=True)
 
     # The two ways in: the loss of one class for every sample, and of all classes. Who transforms logits overrides both.
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
         """Return ``loss(z, index)``, the class axis kept, with the bias on the logit of that class."""
         log_p_y, sums = target_and_sums(input, index, bias, self.sums)
         return self.per_class(log_p_y, sums)
@@ -302,14 +329,15 @@ class RobustLoss(nn.Module):
     def bounds(self, num_classes: int) -> tuple[float, float]:
         """Return ``(low, high)`` between which the loss of every sample lies, before reduction."""
         weights = self._class_weights(num_classes)
-        ends = [w * end if w else 0.0 for w in weights for end in self._bounds(num_classes)]
+        own = (*self._bounds(num_classes), 0.0, math.inf) if self.warmup else self._bounds(num_classes)
+        ends = [w * end if w else 0.0 for w in weights for end in own]
         return min(ends) + 0.0, max(ends) + 0.0  # + 0.0 turns -0.0 into 0.0
 
     def symmetry_constant(self, num_classes: int) -> float | None:
         """Return the K with ``sum_k loss(z, k) = K`` for all logits z, or None where there is none."""
         weights = self._class_weights(num_classes)
         constant = self._symmetry_constant(num_classes)
-        if constant is None or len(weights) > 1 or self._largest_bias(num_classes):
+        if constant is None or len(weights) > 1 or self._largest_bias(num_classes) or self.warmup:
             return None
         return weights[0] * constant
 
@@ -324,7 +352,7 @@ class RobustLoss(nn.Module):
         if constant is not None:
             return constant, constant
         weights = self._class_weights(num_classes)
-        if len(weights) == 1:
+        if len(weights) == 1 and not self.warmup:
             low, high = self._class_sum_range(num_classes, self._largest_bias(num_classes))
             return (weights[0] * low, weights[0] * high) if weights[0] else (0.0, 0.0)
         low, high = self.bounds(num_classes)
@@ -346,7 +374,7 @@ class RobustLoss(nn.Module):
         the class with the largest weight (Zhou et al., ICML 2021). Under label noise these are the shares in which a
         sample's labels come. 1.0: whatever the weights, as of symmetric pointwise losses. Infinite: nothing is proved.
         """
-        if len(self._class_weights(num_classes)) > 1 or self._largest_bias(num_classes):
+        if len(self._class_weights(num_classes)) > 1 or self._largest_bias(num_classes) or self.warmup:
             return math.inf
         return self._asymmetry_ratio(num_classes)
 
@@ -451,6 +479,26 @@ def single_loss(id: str, name: str = "id", **settings: Any) -> RobustLoss:
     return loss_class(id, name)(**LOSSES[id].ids[id] | settings)
 
 
+@torch.no_grad()
+def _share_of_ce(divergence: Tensor, p_y: Tensor, num_classes: int, counted: Tensor | None) -> Tensor:
+    """Return the share of cross entropy in the loss of every sample while it warms up, ``(1 - i**2) ** (48 * r**3)``.
+
+    i is what a prediction says of its sample, its ``divergence`` from the mean prediction over the most that can be.
+    Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
+    r is how far the surest predictions contradict their targets over how far all do. Where labels are right,
+    predictions err the less the surer they are; wrong labels contradict sure and unsure ones alike.
+    """
+    most = math.log(max(2, min(num_classes, divergence.numel())))
+    i2 = (divergence / most).square().clamp(max=1)
+    sureness, contradiction = i2**4, 1 - p_y
+    if counted is not None:
+        sureness, contradiction = sureness.where(counted, 0.0), contradiction.where(counted, 0.0)
+    count = divergence.numel() if counted is None else counted.sum()
+    alike = (sureness.sum() * contradiction.sum()).clamp(min=torch.finfo(i2.dtype).tiny)
+    r = ((sureness * contradiction).sum() * count / alike).clamp(max=1)
+    return (1 - i2) ** (48 * r**3)
+
+
 class LinkedLoss(RobustLoss):
     """A loss of transformed logits: ``loss(link(z), k)``; the logit bias comes first."""
 
@@ -460,8 +508,8 @@ class LinkedLoss(RobustLoss):
         """Return what stands for the logits, classes along axis 1; in float32 at least, as ``input``."""
         raise NotImplementedError
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
-        return super()._of_index(self.link(add_bias(input, index, bias)), index, None)
+    def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
+        return super()._of_index(self.link(add_bias(input, index, bias)), index, 0.0)
 
     def _of_all(self, input: Tensor) -> Tensor:
         return super()._of_all(self.link(input))

@@ -65,7 +65,7 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether Triton builds and runs a kernel; it needs a C compiler, and a GPU that it knows and that knows dtype."""
     zeros = torch.zeros(1, 2, dtype=dtype, device=device)
     try:
-        target_and_sums(zeros, zeros[:, :1].long(), None, ())
+        target_and_sums(zeros, zeros[:, :1].long(), 0.0, ())
     except Exception as error:
         warnings.warn(f"Triton does not run here, so losses are slower than they could be: {error}", stacklevel=2)
         return False
@@ -73,47 +73,47 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def target_and_sums(
-    input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, ...]:
     """``log_p[y]``, and the class sum of the function if there is one; of shape (N, 1) and in float32.
 
     Args:
         input: logits of shape (N, C), which :func:`fusable` accepts.
         index: class indices of shape (N, 1).
-        bias: is added to the logit of the class ``index``; in float32, broadcastable to (N, 1). It gets no gradient.
+        bias: is added to the logit of the class ``index``.
         functions: none or one.
     """
     if input.stride(CLASS_DIM) != 1:  # between rows any stride will do, such as a slice has
         input = input.contiguous()
-    if bias is not None:
-        bias = bias.expand(index.shape).contiguous()
     outputs: tuple[Tensor, ...] = _FusedTargetAndSums.apply(input, index.contiguous(), bias, *functions)
     return outputs
 
 
 class _FusedTargetAndSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, index: Tensor, bias: Tensor | None, *functions: ClassFunction) -> Any:
+    def forward(ctx: Any, input: Tensor, index: Tensor, bias: float, *functions: ClassFunction) -> Any:
         empty = functools.partial(torch.empty, index.shape, dtype=torch.float32, device=input.device)
         log_p_y, sum_f, *scalars = (empty() for _ in range(5))
-        _launch(_forward, input, functions, input, index, bias, log_p_y, sum_f, *scalars)
-        ctx.save_for_backward(input, index, bias, *scalars)
-        ctx.functions = functions
+        _launch(_forward, bias, functions, input, index, log_p_y, sum_f, *scalars)
+        ctx.save_for_backward(input, index, *scalars)
+        ctx.bias, ctx.functions = bias, functions
         return (log_p_y, sum_f) if functions else (log_p_y,)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        input, index, bias, *scalars = ctx.saved_tensors
+        input, index, *scalars = ctx.saved_tensors
         no_grads = (None,) * (2 + len(ctx.functions))
         if torch.is_grad_enabled():
-            return differentiable_grad(input, index, bias, ctx.functions, (grad_y, *grad_sums)), *no_grads
+            return differentiable_grad(input, index, ctx.bias, ctx.functions, (grad_y, *grad_sums)), *no_grads
         grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
         grad_sum = grad_sums[0].contiguous() if grad_sums else None
-        _launch(_backward, input, ctx.functions, input, index, bias, grad_y.contiguous(), grad_sum, *scalars, grad)
+        _launch(_backward, ctx.bias, ctx.functions, input, index, grad_y.contiguous(), grad_sum, *scalars, grad)
         return grad, *no_grads
 
 
-def _launch(kernel: Any, input: Tensor, functions: Sequence[ClassFunction], *tensors: Tensor | None) -> None:
+def _launch(
+    kernel: Any, bias: float, functions: Sequence[ClassFunction], input: Tensor, *tensors: Tensor | None
+) -> None:
     """Run the kernel, a program a tile: BLOCK classes of one row, or several rows where they are short."""
     N, C = input.shape
     block = min(triton.next_power_of_2(C), 4096)
@@ -123,7 +123,7 @@ def _launch(kernel: Any, input: Tensor, functions: Sequence[ClassFunction], *ten
     form, a, b = _FORMS[type(functions[0])](functions[0]) if functions else ("none", 0.0, 0.0)
     sizes = {"FORM": form, "ALIGN": align, "ROWS": rows, "BLOCK": block, "num_warps": max(1, rows * block // 512)}
     with torch.cuda.device_of(input):  # Triton 3.9 warns unless it is told about fusion into multiply-adds
-        kernel[grid](*tensors, N, C // align, input.stride(0) // align, a, b, **sizes, enable_fp_fusion=True)
+        kernel[grid](input, *tensors, N, C // align, input.stride(0) // align, bias, a, b, **sizes, enable_fp_fusion=True)
 
 
 # In the kernels, row and the scalars of a row have shape [ROWS, 1], the classes k [1, BLOCK], and logits both. C and
@@ -133,15 +133,15 @@ def _launch(kernel: Any, input: Tensor, functions: Sequence[ClassFunction], *ten
 
 @_jit
 def _forward(
-    input, index, bias, log_p_y, sum_f, peak, log_z, sum_slope,
-    N, C, stride, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
+    input, index, log_p_y, sum_f, peak, log_z, sum_slope,
+    N, C, stride, bias, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     C *= ALIGN
-    row, y, shift = _rows(index, bias, N, ROWS)
+    row, y = _rows(index, N, ROWS)
     in_N = row < N
     start_of_row = input + row * (stride * ALIGN)
     # For a class that there is not NaN, rather than what happens to lie there.
-    x_y = tl.load(start_of_row + y, mask=in_N & (y >= 0) & (y < C), other=float("nan")).to(tl.float32) + shift
+    x_y = tl.load(start_of_row + y, mask=in_N & (y >= 0) & (y < C), other=float("nan")).to(tl.float32) + bias
 
     # The log-sum-exp is peak + log_z. They are kept apart, for beside a large peak log_z would be rounded away.
     top = tl.maximum(x_y, -3.4028234663852886e38)  # finite, so that differences of tops are numbers
@@ -149,7 +149,7 @@ def _forward(
     below_top = tl.zeros([ROWS, 1], tl.float32)
     for start in range(0, C, BLOCK):
         k = start + tl.arange(0, BLOCK)[None, :]
-        x = _logits(start_of_row, k, y, shift, in_N & (k < C))
+        x = _logits(start_of_row, k, y, bias, in_N & (k < C))
         new_top = tl.maximum(top, tl.max(x, axis=1, keep_dims=True))
         z = z * tl.exp(top - new_top) + tl.sum(tl.exp(x - new_top), axis=1, keep_dims=True)
         if FORM == "linear":  # needs no second pass; all terms have one sign, so nothing cancels
@@ -169,7 +169,7 @@ def _forward(
         total_slope = tl.zeros([ROWS, 1], tl.float32)
         for start in range(0, C, BLOCK):  # the row again, from the cache
             k = start + tl.arange(0, BLOCK)[None, :]
-            x = _logits(start_of_row, k, y, shift, in_N & (k < C))
+            x = _logits(start_of_row, k, y, bias, in_N & (k < C))
             value, slope = _f(x - top - log_of_z, a, b, FORM)
             total += tl.sum(tl.where(k < C, value, 0.0), axis=1, keep_dims=True)
             total_slope += tl.sum(tl.where(k < C, slope, 0.0), axis=1, keep_dims=True)
@@ -179,14 +179,14 @@ def _forward(
 
 @_jit
 def _backward(
-    input, index, bias, grad_y, grad_sum, peak, log_z, sum_slope, grad,
-    N, C, stride, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
+    input, index, grad_y, grad_sum, peak, log_z, sum_slope, grad,
+    N, C, stride, bias, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     C *= ALIGN
-    row, y, shift = _rows(index, bias, N, ROWS)
+    row, y = _rows(index, N, ROWS)
     in_N = row < N
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    x = _logits(input + row * (stride * ALIGN), k, y, shift, in_N & (k < C))
+    x = _logits(input + row * (stride * ALIGN), k, y, bias, in_N & (k < C))
     log_p = x - tl.load(peak + row, mask=in_N) - tl.load(log_z + row, mask=in_N)
     total = tl.load(grad_y + row, mask=in_N)  # the sum over the classes of by_log_p
     by_log_p = tl.where(k == y, total, 0.0)
@@ -199,19 +199,16 @@ def _backward(
 
 
 @_jit
-def _rows(index, bias, N, ROWS: constexpr):
-    """Give the program's rows, in 64 bits as N * C may need, their classes y, and what is added to the logits of y."""
+def _rows(index, N, ROWS: constexpr):
+    """Give the program's rows, in 64 bits as N * C may need, and their classes."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    shift = tl.zeros([ROWS, 1], tl.float32)
-    if bias is not None:
-        shift = tl.load(bias + row, mask=row < N)
-    return row, tl.load(index + row, mask=row < N), shift
+    return row, tl.load(index + row, mask=row < N)
 
 
 @_jit
-def _logits(start_of_row, k, y, shift, mask):
+def _logits(start_of_row, k, y, bias, mask):
     x = tl.load(start_of_row + k, mask=mask, other=-float("inf")).to(tl.float32)
-    return x + tl.where(k == y, shift, 0.0)
+    return x + tl.where(k == y, bias, 0.0)
 
 
 @_jit

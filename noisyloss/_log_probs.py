@@ -51,61 +51,25 @@ def at_least_float32(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32)
 
 
-class Bias(NamedTuple):
-    """The logit bias of every sample: the largest, or what is left of it where it fades."""
-
-    largest: float
-    fades: bool = False
-    valid: Tensor | None = None
-    """The samples that count, of shape (N, 1, ...); all if None."""
-
-    def of(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return it, of shape (N, 1, ...), for a target of that shape, class indices, or shaped like the input."""
-        if not self.fades:
-            return input.new_full((len(input), 1, *input.shape[2:]), self.largest, dtype=at_least_float32(input))
-        with torch.no_grad():
-            log_p = log_probs(input)
-            p = log_p.exp()
-            if target.is_floating_point():
-                agreement = (target * p).sum(CLASS_DIM, keepdim=True)
-            else:
-                agreement = p.gather(CLASS_DIM, target)
-            divergence = log_p.sub_(self.log_mean(p)).mul_(p).sum(CLASS_DIM, keepdim=True)
-            return self.faded(divergence, agreement, input.shape[CLASS_DIM])
-
-    def log_mean(self, p: Tensor) -> Tensor:
-        """Return the logarithm of the mean prediction, of shape (1, C, ...)."""
-        counted = p if self.valid is None else p.where(self.valid, 0.0)
-        mean = counted.mean([dim for dim in range(p.dim()) if dim != CLASS_DIM], keepdim=True)
-        if self.valid is not None:
-            mean.div_(mean.sum())
-        return mean.clamp(min=torch.finfo(p.dtype).tiny).log_()
-
-    def faded(self, divergence: Tensor, agreement: Tensor, num_classes: int) -> Tensor:
-        """Return what is left, ``largest * (1 - i**2) ** (4 * largest * r**3)``.
-
-        i is what a prediction says of its sample, its ``divergence`` from the mean prediction over the most that can
-        be. Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
-        r is how far the surest predictions contradict their targets over how far all do. Where labels are right,
-        predictions err the less the surer they are; wrong labels contradict sure and unsure ones alike.
-        """
-        most = math.log(max(2, min(num_classes, divergence.numel())))
-        i2 = (divergence / most).square().clamp(max=1)
-        sureness, contradiction = i2**4, 1 - agreement
-        if self.valid is not None:
-            sureness, contradiction = sureness.where(self.valid, 0.0), contradiction.where(self.valid, 0.0)
-        count = divergence.numel() if self.valid is None else self.valid.sum()
-        alike = (sureness.sum() * contradiction.sum()).clamp(min=torch.finfo(i2.dtype).tiny)
-        r = ((sureness * contradiction).sum() * count / alike).clamp(max=1)
-        return (1 - i2) ** (4 * self.largest * r**3) * self.largest
+@torch.no_grad()
+def divergence_from_mean(log_p: Tensor, counted: Tensor | None) -> Tensor:
+    """The KL divergence of every prediction from the mean one of those counted, all if None; the class axis kept."""
+    p = log_p.exp()
+    return (log_p - _log_mean(p, counted)).mul_(p).sum(CLASS_DIM, keepdim=True)
 
 
-def add_bias(input: Tensor, index: Tensor, bias: Bias | Tensor | None) -> Tensor:
+def _log_mean(p: Tensor, counted: Tensor | None) -> Tensor:
+    of_counted = p if counted is None else p.where(counted, 0.0)
+    mean = of_counted.mean([dim for dim in range(p.dim()) if dim != CLASS_DIM], keepdim=True)
+    if counted is not None:
+        mean.div_(mean.sum())
+    return mean.clamp_(min=torch.finfo(p.dtype).tiny).log_()
+
+
+def add_bias(input: Tensor, index: Tensor, bias: float) -> Tensor:
     """The logits, in float32 at least, with the bias on that of class ``index``."""
     input = input.to(at_least_float32(input))
-    if isinstance(bias, Bias):
-        bias = bias.of(input, index)
-    return input if bias is None else input.scatter_add(CLASS_DIM, index, bias)
+    return input.scatter_add(CLASS_DIM, index, input.new_full(index.shape, bias)) if bias else input
 
 
 def one_minus_p(log_p: Tensor, p: Tensor | None = None) -> Tensor:
@@ -153,30 +117,44 @@ def class_sums(log_p: Tensor, functions: Sequence[ClassFunction]) -> tuple[Tenso
 
 
 def target_and_sums(
-    input: Tensor, index: Tensor, bias: Bias | None, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
-    if _blockwise(input, functions):
-        if input.is_cuda:
-            from noisyloss import _fused  # here, for it imports Triton and the losses
+    if not _blockwise(input, bool(functions)):
+        return _target_and_sums(input, index, bias, functions)
+    if input.is_cuda:
+        from noisyloss import _fused  # here, for it imports Triton and the losses
 
-            if _fused.fusable(input, index, functions):
-                log_p_y, *sums = _fused.target_and_sums(input, index, bias and bias.of(input, index), functions)
-                return log_p_y, tuple(sums)
-        log_p_y, *sums = _TargetAndSums.apply(input, index, bias, *functions)
-        return log_p_y, tuple(sums)
-    return _target_and_sums(input, index, bias, functions)
+        if _fused.fusable(input, index, functions):
+            log_p_y, *sums = _fused.target_and_sums(input, index, bias, functions)
+            return log_p_y, tuple(sums)
+    log_p_y, _, *sums = _TargetAndSums.apply(input, index, bias, False, None, *functions)
+    return log_p_y, tuple(sums)
+
+
+def target_sums_and_divergence(
+    input: Tensor, index: Tensor, functions: Sequence[ClassFunction], counted: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """The same with :func:`divergence_from_mean`, which has no gradient."""
+    if not _blockwise(input, True):
+        log_p = log_probs(input)
+        return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions), divergence_from_mean(log_p, counted)
+    if input.is_cuda:
+        divergence = divergence_from_mean(log_probs(input.detach()), counted)
+        return *target_and_sums(input, index, 0.0, functions), divergence
+    log_p_y, divergence, *sums = _TargetAndSums.apply(input, index, 0.0, True, counted, *functions)
+    return log_p_y, tuple(sums), divergence
 
 
 def _target_and_sums(
-    input: Tensor, index: Tensor, bias: Bias | Tensor | None, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    log_p = log_probs(input if bias is None else add_bias(input, index, bias))
+    log_p = log_probs(add_bias(input, index, bias))
     return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions)
 
 
 def differentiable_grad(
-    input: Tensor, index: Tensor, bias: Tensor | None, functions: Sequence[ClassFunction], grads: Sequence[Tensor]
+    input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction], grads: Sequence[Tensor]
 ) -> Tensor:
     """The gradient in the input by plain ops, which have a derivative, as the nodes' own kernels have not."""
     log_p_y, sums = _target_and_sums(input, index, bias, functions)
@@ -191,10 +169,10 @@ def is_eager() -> bool:
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
-def _blockwise(input: Tensor, functions: Sequence[ClassFunction]) -> bool:
-    """Whether the node below pays, later without a sum; compilers and transforms make better of the lines above."""
+def _blockwise(input: Tensor, sums: bool) -> bool:
+    """Whether the node below pays, later without sums; compilers and transforms make better of the lines above."""
     return (
-        input.numel() >= (_BLOCKWISE_FROM if functions else 8 * _BLOCKWISE_FROM)
+        input.numel() >= (_BLOCKWISE_FROM if sums else 8 * _BLOCKWISE_FROM)
         and input.requires_grad
         and torch.is_grad_enabled()
         and is_eager()
@@ -226,65 +204,69 @@ class _TargetAndSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, index: Tensor, bias: Bias | None, *functions: ClassFunction
-    ) -> tuple[Tensor, ...]:
+        ctx: Any,
+        input: Tensor,
+        index: Tensor,
+        bias: float,
+        diverging: bool,
+        counted: Tensor | None,
+        *functions: ClassFunction,
+    ) -> tuple[Tensor | None, ...]:
         p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
-        fades = bias is not None and bias.fades
         affine = any(f.affine for f in functions)
         all_rows = _row_blocks(input, spare=False)
-        work = torch.empty_like(p[all_rows[0]]) if fades else p
+        work = torch.empty_like(p[all_rows[0]]) if diverging else p
         blocks = []
         for rows in all_rows:
             z, p_block = input[rows], p[rows]
             peak = below = p_below = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
-            if affine or fades:
-                z_below = torch.sub(z, peak, out=work[: len(z)] if fades else p_block)
+            if affine or diverging:
+                z_below = torch.sub(z, peak, out=work[: len(z)] if diverging else p_block)
                 below = z_below.sum(CLASS_DIM, keepdim=True) if affine else peak
             torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
-            if fades:
+            if diverging:
                 p_below = z_below.mul_(p_block).sum(CLASS_DIM, keepdim=True)
             blocks.append((peak, p_block.amax(CLASS_DIM, keepdim=True).log_().neg_(), below, p_below))
         peak, rest, below, p_below = map(_join, zip(*blocks, strict=True))
         z_y = input.gather(CLASS_DIM, index).sub(peak)
         log_p_y = z_y - rest
-        shift = None
-        if bias is not None:  # log p of the others falls, that of y gains
-            if fades:
-                log_mean = bias.log_mean(p)
-                p_log_mean = [
-                    torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True)
-                    for rows in all_rows
-                ]
-                shift = bias.faded(p_below - rest - _join(p_log_mean), log_p_y.exp(), input.shape[CLASS_DIM])
-            else:
-                shift = bias.of(input, index)
-            fall = torch.log1p(log_p_y.exp() * torch.expm1(shift))
+        divergence = None
+        if diverging:
+            log_mean = _log_mean(p, counted)
+            p_log_mean = [
+                torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True)
+                for rows in all_rows
+            ]
+            divergence = p_below - rest - _join(p_log_mean)
+            ctx.mark_non_differentiable(divergence)
+        if bias:  # log p of the others falls, that of y gains
+            fall = torch.log1p(log_p_y.exp() * math.expm1(bias))
             rest = rest + fall
-            log_p_y = z_y - rest + shift
-            below = below + shift
+            log_p_y = z_y - rest + bias
+            below = below + bias
             p.mul_(torch.exp(-fall)).scatter_(CLASS_DIM, index, log_p_y.exp())
         softmax = Softmax(p, peak, rest)
         sum_log_p = below - input.shape[CLASS_DIM] * rest
         curved = [f for f in functions if not f.affine]
         of_rows = []
         for rows in _row_blocks(input, spare=True) if curved else ():
-            log_p = _biased_log_p(softmax, input, index, shift, rows)
+            log_p = _biased_log_p(softmax, input, index, bias, rows)
             of_rows.append([f.class_sum(log_p, p[rows]) for f in curved])
         of_curved = map(_join, zip(*of_rows, strict=True))
         sums = [
             f.affine[0] * input.shape[CLASS_DIM] + f.affine[1] * sum_log_p if f.affine else next(of_curved)
             for f in functions
         ]
-        ctx.save_for_backward(input, index, shift, *softmax)
-        ctx.functions = functions
-        return (log_p_y, *sums)
+        ctx.save_for_backward(input, index, *softmax)
+        ctx.bias, ctx.functions = bias, functions
+        return (log_p_y, divergence, *sums)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        input, index, bias, p, peak, rest = ctx.saved_tensors
+    def backward(ctx: Any, grad_y: Tensor, _: Tensor | None, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+        input, index, p, peak, rest = ctx.saved_tensors
         softmax = Softmax(p, peak, rest)
-        functions = ctx.functions
-        no_grads = (None,) * (2 + len(functions))
+        bias, functions = ctx.bias, ctx.functions
+        no_grads = (None,) * (4 + len(functions))
         if torch.is_grad_enabled():
             return differentiable_grad(input, index, bias, functions, (grad_y, *grad_sums)), *no_grads
         grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
@@ -306,9 +288,8 @@ class _TargetAndSums(torch.autograd.Function):
         return grad, *no_grads
 
 
-def _biased_log_p(softmax: Softmax, input: Tensor, index: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
-    log_p = softmax.log_p(input, rows)
-    return log_p if bias is None else log_p.scatter_add_(CLASS_DIM, index[rows], bias[rows])
+def _biased_log_p(softmax: Softmax, input: Tensor, index: Tensor, bias: float, rows: slice) -> Tensor:
+    return add_bias(softmax.log_p(input, rows), index[rows], bias)
 
 
 def _join(blocks: Sequence[Tensor]) -> Tensor:

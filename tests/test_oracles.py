@@ -239,7 +239,7 @@ class _Affine(torch.nn.Module):
         (RCELoss(A=-1), MAELoss(), 1e-12),
         (SCELoss(1.0, 0.0), CELoss(), 1e-12),
         (SCELoss(0.0, 1.0), RCELoss(), 1e-12),
-        (APLLoss(alpha=1, beta=1, logit_bias=0.0), create_loss("nce+rce"), 0),
+        (APLLoss(alpha=1, beta=1, warmup=False), create_loss("nce+rce"), 0),
         (APLLoss("nce", "rce", 10, 0.1), APLLoss("nce", "mae", 10, -0.1 * LOG_ZERO), 1e-12),
         (create_loss("nfl+mae"), WeightedSum([NFLLoss(), MAELoss()], [1, 1]), 0),
         (Normalized(GCELoss(0.3)), NGCELoss(0.3), 0),

@@ -41,8 +41,8 @@ def test_an_id_gives_its_class():
     for id, cls in LOSSES.items():
         assert type(nl.create_loss(id)) is cls
         assert id in cls.ids
-    assert repr(nl.create_loss("nce+rce")) == repr(nl.APLLoss(alpha=1, beta=1, logit_bias=0.0))
-    assert repr(nl.create_loss("ngce+mae")) == repr(nl.APLLoss("ngce", "mae", 1, 1, logit_bias=0.0))
+    assert repr(nl.create_loss("nce+rce")) == repr(nl.APLLoss(alpha=1, beta=1, warmup=False))
+    assert repr(nl.create_loss("ngce+mae")) == repr(nl.APLLoss("ngce", "mae", 1, 1, warmup=False))
 
 
 def test_a_class_may_have_several_ids_each_with_its_settings():
@@ -61,7 +61,7 @@ def test_dashes_and_pluses_are_told_apart():
 
 def test_hyperparameters_reach_the_members_that_have_them():
     loss = nl.create_loss("nfl+rce", alpha=2, beta=3, gamma=1, A=-4, reduction="sum")
-    expected = nl.APLLoss(nl.NFLLoss(gamma=1), nl.RCELoss(A=-4), 2, 3, reduction="sum", logit_bias=0.0)
+    expected = nl.APLLoss(nl.NFLLoss(gamma=1), nl.RCELoss(A=-4), 2, 3, reduction="sum", warmup=False)
     assert repr(loss) == repr(expected)
     both = nl.create_loss("gce+ngce", q=0.4)
     assert (both.active.q, both.passive.q) == (0.4, 0.4)
@@ -132,7 +132,7 @@ def test_every_recommendation_makes_its_loss():
 def test_the_default_of_the_drop_in_is_our_own():
     loss = nl.APLLoss()
     assert (type(loss.active), type(loss.passive)) == (nl.NCELoss, nl.RCELoss)
-    assert (loss.alpha, loss.beta, loss.logit_bias) == (0.4, 0.4, "fading")
+    assert (loss.alpha, loss.beta, loss.warmup) == (0.1, 0.2, True)
 
 
 def test_an_id_cannot_be_taken_twice():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from noisyloss._base import Options
-    from noisyloss._log_probs import Bias, ClassFunction
+    from noisyloss._log_probs import ClassFunction
 
 __all__ = ["ANLLoss", "APLLoss", "JALLoss", "SCELoss", "WeightedSum"]
 
@@ -66,7 +66,7 @@ class WeightedSum(RobustLoss):
         remaining = iter(sums)
         return self._weighted(lambda loss: loss.per_class(log_p, [next(remaining) for _ in loss.sums]))
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
         if self._plain:
             return super()._of_index(input, index, bias)
         return self._weighted(lambda loss: loss._of_index(input, index, bias))
@@ -123,24 +123,24 @@ class APLLoss(_TwoTerms):
     .. math:: \ell(z, y) = \alpha\, \ell_{active}(z, y) + \beta\, \ell_{passive}(z, y)
 
     The drop-in for :class:`torch.nn.CrossEntropyLoss` where labels are wrong. Its defaults are this package's own: the
-    paper's NCE + RCE with a fading logit bias, so that it starts wherever cross entropy does, scaled so that its first
-    gradient is as large as that of cross entropy. The published loss is ``create_loss("nce+rce")``, or
-    ``APLLoss(alpha=1, beta=1, logit_bias=0.0)``.
+    paper's NCE + RCE after a warm-up with cross entropy that ends by itself, sample by sample, scaled so that its
+    gradient is no larger than that of cross entropy. The published loss is ``create_loss("nce+rce")``, or
+    ``APLLoss(alpha=1, beta=1, warmup=False)``.
 
     Args:
         active: an id of :func:`list_losses` or a loss without options of its own. Default: ``"nce"``.
         passive: likewise. Default: ``"rce"``.
-        alpha: the weight of the active loss, at least 0. Default: 0.4. The paper has 1 on CIFAR-10, 10 on CIFAR-100.
-        beta: the weight of the passive loss, at least 0. Default: 0.4: at :math:`p_y = 1/2`, where the bias puts an
-            untrained network, RCE pulls with :math:`-\beta A / 4 = 0.92`, cross entropy without bias with
-            :math:`1 - 1/C`. The paper has 1 on CIFAR-10, 0.1 on CIFAR-100.
-        **options: see :class:`CELoss`; the default of ``logit_bias`` is ``"fading"`` here.
+        alpha: the weight of the active loss, at least 0. Default: 0.1. The paper has 1 on CIFAR-10, 10 on CIFAR-100.
+        beta: the weight of the passive loss, at least 0. Default: 0.2: RCE pulls with :math:`-\beta A\, p_y (1 - p_y)`,
+            at most 0.46, where cross entropy pulls with :math:`1 - p_y`. The paper has 1 on CIFAR-10, 0.1 on CIFAR-100.
+        **options: see :class:`CELoss`; the default of ``warmup`` is True here, unless there is a ``logit_bias``.
 
     Shape:
         See :class:`RobustLoss`.
 
-    Bounds: :math:`[0, \alpha - \beta A]` with A = log(1e-4) for NCE + RCE. Symmetric: not while the bias acts; with
-    ``logit_bias=0.0`` yes, where both members are: :math:`K = \alpha - \beta A (C - 1)` for NCE + RCE.
+    Bounds: [0, ∞) with the warm-up, for cross entropy has no bound; without, :math:`[0, \alpha - \beta A]` with
+    A = log(1e-4) for NCE + RCE. Symmetric: with ``warmup=False``, where both members are:
+    :math:`K = \alpha - \beta A (C - 1)` for NCE + RCE.
 
     Raises:
         TypeError: if active or passive is neither an id nor a loss.
@@ -151,7 +151,7 @@ class APLLoss(_TwoTerms):
 
     Example:
         >>> import torch
-        >>> criterion = APLLoss(passive="mae", alpha=1.0, beta=2.0, logit_bias=0.0)
+        >>> criterion = APLLoss(passive="mae", alpha=1.0, beta=2.0, warmup=False)
         >>> criterion(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([2]))  # 1/4 + 2 * 3/4
         tensor(1.7500)
     """
@@ -160,11 +160,11 @@ class APLLoss(_TwoTerms):
         self,
         active: str | RobustLoss = "nce",
         passive: str | RobustLoss = "rce",
-        alpha: float = 0.4,
-        beta: float = 0.4,
+        alpha: float = 0.1,
+        beta: float = 0.2,
         **options: Unpack[Options],
     ) -> None:
-        options.setdefault("logit_bias", "fading")
+        options.setdefault("warmup", not options.get("logit_bias"))
         active = single_loss(active, "active") if isinstance(active, str) else plain_member("active", active)
         passive = single_loss(passive, "passive") if isinstance(passive, str) else plain_member("passive", passive)
         super().__init__(active, passive, alpha, beta, **options)

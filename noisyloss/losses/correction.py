@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from noisyloss._base import Options
-    from noisyloss._log_probs import Bias
     from noisyloss.noise.transition import FloatArray
 
 __all__ = ["BackwardCorrection", "CORES2Loss", "ForwardCorrection", "PeerLoss"]
@@ -101,7 +100,7 @@ class ForwardCorrection(_ForItsClasses, InFront):
         terms = log_p.movedim(CLASS_DIM, -1).unsqueeze(-1) + self.matrix.to(log_p.dtype).log()
         return terms.logsumexp(-2).movedim(-1, CLASS_DIM)
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
         if not isinstance(self.loss, PointwiseLoss):
             return super()._of_index(input, index, bias)
         log_p = log_probs(add_bias(input, index, bias))
@@ -209,7 +208,7 @@ class BackwardCorrection(_Mixed):
         self.register_buffer("matrix", _tensor(T, matrix))
         self.register_buffer("inverse", _tensor(np.linalg.inv(T).astype(np.float64), matrix))
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
         values = self.loss._of_all(add_bias(input, index, bias))
         return (_rows(self.inverse.to(values.dtype), index) * values).sum(CLASS_DIM, keepdim=True)
 
@@ -275,7 +274,7 @@ class PeerLoss(_Mixed):
         self.alpha = check_number("alpha", alpha, "alpha >= 0", lambda a: a >= 0)
         self.register_buffer("prior", None if prior is None else _tensor(_check_prior(prior), prior))
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
         values = self.loss._of_all(add_bias(input, index, bias))
         return values.gather(CLASS_DIM, index) - self._peer(values)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from noisyloss._base import Options
-    from noisyloss._log_probs import Bias, ClassFunction
+    from noisyloss._log_probs import ClassFunction
 
 __all__ = ["BiTemperedLoss", "LDRLoss", "LogitClip", "SparseRegularization", "clip_logits"]
 
@@ -131,8 +131,8 @@ class InFront(LinkedLoss):
         super().__init__(**options)
         self.loss = member("loss", loss)
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
-        return self.loss._of_index(self.link(add_bias(input, index, bias)), index, None)
+    def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
+        return self.loss._of_index(self.link(add_bias(input, index, bias)), index, 0.0)
 
     def _of_all(self, input: Tensor) -> Tensor:
         return self.loss._of_all(self.link(input))
@@ -265,9 +265,9 @@ class SparseRegularization(InFront, id="sr"):
     def link(self, input: Tensor) -> Tensor:
         return _rescale(input, 1 / self.tau, LEAST_NORM)
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
         scaled = self.link(add_bias(input, index, bias))
-        return self.loss._of_index(scaled, index, None) + self._penalty(scaled)
+        return self.loss._of_index(scaled, index, 0.0) + self._penalty(scaled)
 
     def _of_all(self, input: Tensor) -> Tensor:
         scaled = self.link(input)
@@ -354,7 +354,7 @@ class LDRLoss(LinkedLoss, id="ldr"):
         log_odds = one_minus_p(log_p).log() - log_p + self.margin / self.lam
         return self.lam * torch.logaddexp(log_odds, torch.zeros_like(log_odds))
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
         return super()._of_index(input, index, bias) - self.lam * math.log(input.shape[CLASS_DIM])
 
     def _of_all(self, input: Tensor) -> Tensor:

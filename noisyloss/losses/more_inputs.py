@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from noisyloss._base import Reduction
-    from noisyloss._log_probs import Bias
 
 __all__ = ["ELRLoss", "GJSLoss"]
 
@@ -33,7 +32,7 @@ class MoreOptions(TypedDict, total=False):
 class _Values(RobustLoss):
     """Targets, weights and reduction for values that somebody else has computed for every class."""
 
-    def _of_index(self, input: Tensor, index: Tensor, bias: Bias | None) -> Tensor:
+    def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
         return input.gather(CLASS_DIM, index)
 
     def _of_all(self, input: Tensor) -> Tensor:
@@ -58,7 +57,7 @@ class _OwnFrontDoor(nn.Module):
         self.values._check(input, target)
 
     def _describe(self, **settings: object) -> str:
-        settings |= {name: getattr(self.values, name) for name in DEFAULTS if name != "logit_bias"}
+        settings |= {name: getattr(self.values, name) for name in DEFAULTS if name in MoreOptions.__annotations__}
         return f"{type(self).__name__}({', '.join(f'{name}={_show(value)}' for name, value in settings.items())})"
 
 

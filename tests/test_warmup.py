@@ -1,0 +1,256 @@
+"""The warm-up: cross entropy where the network knows nothing, the loss where it does, and what goes in between."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import LINKED
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
+
+from noisyloss import APLLoss, CELoss, GCELoss, MAELoss, NCELoss, create_loss
+from noisyloss._log_probs import divergence_from_mean
+
+F64 = torch.float64
+
+
+def draw(generator, *shape, dtype=F64):
+    return 2 * torch.randn(*shape, dtype=dtype, generator=generator)
+
+
+def share(input, target, **options):
+    """Return the share of cross entropy in the loss of every sample, read off MAE, of which it is linear."""
+    loss, ce, mae = (make(reduction="none", **options) for make in (MAELoss, CELoss, MAELoss))
+    loss.warmup = True
+    value, ce, mae = (each(input, target).detach() for each in (loss, ce, mae))
+    return (value - mae) / (ce - mae)
+
+
+def of_numpy(p, p_y):
+    """Return the same by numpy, from the probabilities."""
+    i = np.minimum((p * np.log(p / p.mean(0))).sum(1) / math.log(min(p.shape)), 1)
+    r = ((i**8 * (1 - p_y)).sum() / (i**8).sum()) / (1 - p_y).mean()
+    return (1 - i**2) ** (48 * min(r, 1) ** 3), r
+
+
+def test_by_hand():
+    p = np.array([[0.7, 0.3, 1e-9], [0.2, 0.8, 1e-9], [0.6, 0.4, 1e-9]])
+    for k, surest_errs in ((0, True), (1, False)):
+        expected, r = of_numpy(p, p[:, k])
+        assert (r > 1) == surest_errs
+        assert np.ptp(expected) > 1e-3
+        found = share(torch.tensor(p).log(), torch.full((3,), k))
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-6)
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 40), c=st.integers(2, 12), scale=st.floats(0.1, 4))
+def test_against_numpy(seed, n, c, scale):
+    generator = np.random.default_rng(seed)
+    z, y = scale * generator.standard_normal((n, c)), generator.integers(c, size=n)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    g, _ = of_numpy(p, p[range(n), y])
+    expected = -g * np.log(p[range(n), y]) + (1 - g) * (1 - p[range(n), y])
+    value = MAELoss(warmup=True, reduction="none")(torch.tensor(z), torch.tensor(y))
+    np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_is_cross_entropy_where_all_predictions_are_the_same(make_loss, generator):
+    sure_of_one = torch.tensor([[0.0, 9.0, 0.0, 0.0]], dtype=F64).repeat(8, 1)
+    for input in (torch.zeros(8, 4, dtype=F64), sure_of_one, draw(generator, 1, 4)):
+        input, target = input.requires_grad_(), torch.arange(len(input)) % 4
+        values = [loss(input, target) for loss in (make_loss(warmup=True), CELoss())]
+        torch.testing.assert_close(*values)
+        torch.testing.assert_close(*(torch.autograd.grad(value, input) for value in values))
+
+
+def test_is_the_loss_where_they_are_sure_and_differ(make_loss, generator):
+    input = 40 * torch.nn.functional.one_hot(torch.arange(12) % 4, 4).to(F64).requires_grad_()
+    target = torch.randint(4, (12,), generator=generator)
+    values = [loss(input, target) for loss in (make_loss(warmup=True), make_loss())]
+    assert torch.equal(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, input) for value in values))
+
+
+def test_stays_where_the_surest_are_right(generator):
+    """Labels that contradict all predictions alike are the labels' fault; else the predictions err, and go on."""
+    sure, unsure = 6 * torch.eye(4, dtype=F64).repeat(8, 1), 0.5 * draw(generator, 32, 4)
+    input, right = torch.cat([sure, unsure]), torch.arange(32) % 4
+    of_unsure = torch.randint(4, (32,), generator=generator)
+    wrong = right.clone()
+    wrong[::2] = (right[::2] + 1 + torch.randint(3, (16,), generator=generator)) % 4
+    of_right, of_wrong = (share(input, torch.cat([target, of_unsure]))[:32] for target in (right, wrong))
+    assert of_right.median() > 0.9
+    assert of_wrong.median() < 0.01
+
+
+def test_the_share_has_no_gradient(make_loss, path, generator):
+    """So the gradient is that of the mixture with the share as it is."""
+    if make_loss.args[0] == "ce":
+        pytest.skip("cross entropy mixed with itself")
+    input, target = draw(generator, 6, 4).requires_grad_(), torch.tensor([0, 3, 3, 2, -100, 1])
+    g = share(input[target >= 0], target[target >= 0])
+    ce, plain = CELoss(reduction="none")(input, target), make_loss(reduction="none")(input, target)
+    seen = target >= 0
+    expected = (g * ce[seen] + (1 - g) * plain[seen]).mean()
+    value = make_loss(warmup=True)(input, target)
+    assert g.std() > 1e-3
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, input), torch.autograd.grad(expected, input))
+
+
+def test_does_not_see_what_is_ignored(path, generator):
+    input, target = draw(generator, 6, 4), torch.tensor([0, -100, 3, 2, -100, 1])
+    seen = target != -100
+    expected = APLLoss()(input[seen], target[seen])
+    input[~seen] = 9.0
+    torch.testing.assert_close(APLLoss()(input.requires_grad_(), target), expected)
+
+
+def test_in_an_image_counts_pixels(path, generator):
+    image, target = draw(generator, 3, 5, 4, 2).requires_grad_(), torch.randint(5, (3, 4, 2), generator=generator)
+    pixels = image.movedim(1, -1).reshape(-1, 5)
+    torch.testing.assert_close(APLLoss()(image, target), APLLoss()(pixels, target.reshape(-1)))
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=F64)}])
+def test_soft_targets_and_smoothing(make_loss, options, generator):
+    input, index = draw(generator, 9, 4), torch.randint(4, (9,), generator=generator)
+    one_hot = torch.nn.functional.one_hot(index, 4).to(F64)
+    loss = make_loss(warmup=True, reduction="none", **options)
+    torch.testing.assert_close(loss(input, one_hot), loss(input, index))
+    soft = draw(generator, 9, 4).softmax(1)
+    g, _ = of_numpy(input.softmax(1).numpy(), (soft * input.softmax(1)).sum(1).numpy())
+    ce, plain = (each(reduction="none", **options)(input, soft) for each in (CELoss, make_loss))
+    torch.testing.assert_close(loss(input, soft), torch.tensor(g) * ce + (1 - torch.tensor(g)) * plain)
+    smooth = make_loss(warmup=True, reduction="none", label_smoothing=0.1, **options)
+    torch.testing.assert_close(smooth(input, index), loss(input, 0.9 * one_hot + 0.1 / 4))
+
+
+def test_acts_only_while_training(generator):
+    input, target = draw(generator, 8, 5), torch.randint(5, (8,), generator=generator)
+    loss, plain = APLLoss(), APLLoss(warmup=False)(input, target)
+    assert loss(input, target) > plain
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert torch.equal(loss(input, target), plain)
+    assert torch.equal(loss.eval()(input, target), plain)
+    assert loss.train()(input, target) > plain
+
+
+@pytest.mark.filterwarnings("ignore:.*amp.autocast:FutureWarning")  # torch 2.4 warns of its own call
+def test_checkpointing_changes_nothing(generator):
+    input, target = draw(generator, 8, 5).requires_grad_(), torch.randint(5, (8,), generator=generator)
+    loss = APLLoss()
+    (expected,) = torch.autograd.grad(loss(input, target), input)
+    (grad,) = torch.autograd.grad(checkpoint(loss, input, target, use_reentrant=False), input)
+    checkpoint(loss, input, target, use_reentrant=True).backward()  # its first pass records no gradients
+    torch.testing.assert_close(grad, expected)
+    torch.testing.assert_close(input.grad, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_finite_at_extreme_logits(make_loss, dtype, path):
+    top = 1e4 if dtype == torch.float16 else 1e30
+    input = torch.tensor([[top, -top, 0.0], [-top, -top, -top], [0.0, 1.0, top]], dtype=dtype).requires_grad_()
+    loss = make_loss(warmup=True, reduction="none")(input, torch.tensor([1, 0, 2]))
+    loss.sum().backward()
+    assert torch.isfinite(loss).all() or not math.isfinite(make_loss().bounds(3)[1])
+    assert torch.isfinite(input.grad).all()
+
+
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 20), c=st.integers(2, 8))
+def test_certificates_hold(make_loss, seed, scale, c):
+    loss = make_loss(warmup=True, reduction="none")
+    z = torch.from_numpy(scale * np.random.default_rng(seed).standard_normal((4, c)))
+    values = torch.stack([loss(z, torch.full((4,), k)) for k in range(c)])
+    low, high = loss.bounds(c)
+    assert (values >= low - 1e-9).all()
+    assert high == math.inf
+    low, high = loss.class_sum_range(c)
+    assert (values.sum(0) >= low - 1e-9 * max(1, values.abs().max().item())).all()
+    assert high == math.inf
+
+
+def test_claims_no_symmetry():
+    for loss in (MAELoss(warmup=True), APLLoss()):
+        assert loss.symmetry_constant(4) is None
+        assert loss.noise_tolerance(4) == 0.0
+        assert loss.asymmetry_ratio(4) == math.inf
+        assert loss.bounds(4) == (0.0, math.inf)
+        assert loss.class_sum_range(4) == (0.0, math.inf)
+    assert APLLoss(warmup=False).noise_tolerance(4) == 0.75
+
+
+def test_needs_no_other_start():
+    with pytest.raises(ValueError, match=r"logit_bias: expected 0.0 with warmup, .*; got 'auto'"):
+        APLLoss(logit_bias="auto", warmup=True)
+    assert not APLLoss(logit_bias="auto").warmup
+    assert APLLoss(logit_bias=0.0).warmup
+    for wrong in (1, "yes", None):
+        with pytest.raises(TypeError, match="warmup: expected a bool; got"):
+            GCELoss(warmup=wrong)
+    with pytest.raises(ValueError, match="active: expected a loss without options of its own"):
+        APLLoss(active=NCELoss(warmup=True))
+
+
+def test_keeps_one_n_by_c_tensor(make_loss, monkeypatch, generator):
+    if make_loss.args[0] in LINKED:
+        pytest.skip("a link keeps tensors of its own")
+    monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", 1)
+    input = torch.randn(300, 200, generator=generator).requires_grad_()
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        make_loss(warmup=True)(input, torch.randint(200, (300,), generator=generator))
+    assert sum(t.numel() >= input.numel() and t.data_ptr() != input.data_ptr() for t in kept.values()) == 1
+
+
+def test_copies_pickles_and_keeps_no_state(generator):
+    loss = APLLoss()
+    input, target = draw(generator, 8, 5), torch.randint(5, (8,), generator=generator)
+    before = loss(input, target)
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), loss):
+        assert torch.equal(twin(input, target), before)
+        assert "warmup=True" in repr(twin)
+    assert loss.state_dict() == {}
+
+
+def test_compiles_and_maps(generator):
+    input, target = draw(generator, 8, 5), torch.randint(5, (8,), generator=generator)
+    loss = APLLoss()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(input, target), loss(input, target))
+    batches = torch.stack([input, input.flip(0)])
+    mapped = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(batches, target)
+    torch.testing.assert_close(mapped[1], torch.func.grad(loss)(batches[1], target))
+    assert mapped.std() > 0
+
+
+@pytest.mark.parametrize("shape", [(40, 7), (6, 7, 3, 2)])
+@pytest.mark.parametrize("id", ["mae", "nce+rce", "nfl", "anl-fl"])
+@pytest.mark.parametrize("some_ignored", [True, False])
+def test_is_the_same_on_both_paths(id, shape, some_ignored, monkeypatch, generator):
+    input = draw(generator, *shape).requires_grad_()
+    target = torch.randint(7, (shape[0], *shape[2:]), generator=generator)
+    if some_ignored:
+        target.view(-1)[3] = -100
+    monkeypatch.setattr("noisyloss._log_probs._BLOCK", 60)  # several blocks
+    found = []
+    for threshold in (1, 1 << 60):
+        monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", threshold)
+        value = create_loss(id, warmup=True)(input, target)
+        found.append(torch.stack([value, *torch.autograd.grad(value, input)[0].flatten()]))
+    assert not torch.isclose(found[0][0], create_loss(id)(input, target))
+    torch.testing.assert_close(*found)
+
+
+def test_divergence_by_hand():
+    p = torch.tensor([[0.5, 0.5], [1.0, 0.0]], dtype=F64)
+    expected = [0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), math.log(1 / 0.75)]
+    found = divergence_from_mean(p.clamp(min=1e-300).log(), None)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=F64).unsqueeze(1))
