@@ -122,15 +122,13 @@ FORMS: dict[str, Callable[..., Tensor]] = {
 
 def one_hot_form(loss: torch.nn.Module) -> Call | None:
     """Return a loss in its one-hot form; None if it has none here."""
+    if loss.label_smoothing or loss.logit_bias or loss.warmup:
+        return None
     if not isinstance(loss, WeightedSum):
         form, settings = FORMS.get(loss.id), loss.hyperparameters
-        return (
-            None
-            if form is None or loss.label_smoothing or loss.logit_bias
-            else lambda z, y: form(z, y, **settings).mean()
-        )
+        return None if form is None else lambda z, y: form(z, y, **settings).mean()
     first, *others = zip(loss.weights, map(one_hot_form, loss.losses), strict=True)
-    if loss.label_smoothing or loss.logit_bias or any(member is None for _, member in (first, *others)):
+    if any(member is None for _, member in (first, *others)):
         return None
     return lambda z, y: sum((w * member(z, y) for w, member in others), first[0] * first[1](z, y))
 

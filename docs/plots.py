@@ -11,21 +11,20 @@ from noisyloss import APLLoss, create_loss
 
 
 def write(folder: Path) -> None:
-    """Draw the pull of one sample on its label's logit, without and with a bias."""
+    """Draw the pull of one sample on its label's logit, without and with help at the start."""
     from matplotlib.figure import Figure
 
     folder.mkdir(exist_ok=True)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     published = {id: create_loss(id) for id in ("ce", "gce", "mae", "nce", "nce+rce")}
-    biased = {
-        "ce": create_loss("ce"),
+    helped = {
         "nce+rce": create_loss("nce+rce"),
         "nce+rce, logit_bias='auto'": create_loss("nce+rce", logit_bias="auto"),
-        "APLLoss() on an untrained network": APLLoss(logit_bias="auto"),
-        "APLLoss() at the end": APLLoss(logit_bias=0.0),
+        "APLLoss() on an untrained network, as ce": APLLoss(),  # one sample differs from nothing
+        "APLLoss() at the end": APLLoss(warmup=False),
     }
-    titles = ("Published losses, 10 classes", "With the logit bias, 10 classes")
-    for axes, title, losses in zip(figure.subplots(1, 2), titles, (published, biased), strict=True):
+    titles = ("Published losses, 10 classes", "With help at the start, 10 classes")
+    for axes, title, losses in zip(figure.subplots(1, 2), titles, (published, helped), strict=True):
         p = torch.logspace(-4, -1e-4, 400, dtype=torch.float64)
         for label, loss in losses.items():
             axes.plot(p, pull(loss, p, 10), label=label)

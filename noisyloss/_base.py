@@ -32,7 +32,7 @@ LogitBias = float | Literal["auto"]
 
 
 class Options(TypedDict, total=False):
-    """The options of :class:`torch.nn.CrossEntropyLoss`, which mean what they mean there, and two that help it start."""
+    """The options of :class:`torch.nn.CrossEntropyLoss`, which mean what they mean there, and two for the start."""
 
     weight: Tensor | None
     ignore_index: int

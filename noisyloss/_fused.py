@@ -123,7 +123,9 @@ def _launch(
     form, a, b = _FORMS[type(functions[0])](functions[0]) if functions else ("none", 0.0, 0.0)
     sizes = {"FORM": form, "ALIGN": align, "ROWS": rows, "BLOCK": block, "num_warps": max(1, rows * block // 512)}
     with torch.cuda.device_of(input):  # Triton 3.9 warns unless it is told about fusion into multiply-adds
-        kernel[grid](input, *tensors, N, C // align, input.stride(0) // align, bias, a, b, **sizes, enable_fp_fusion=True)
+        kernel[grid](
+            input, *tensors, N, C // align, input.stride(0) // align, bias, a, b, **sizes, enable_fp_fusion=True
+        )
 
 
 # In the kernels, row and the scalars of a row have shape [ROWS, 1], the classes k [1, BLOCK], and logits both. C and

@@ -63,7 +63,7 @@ def _log_mean(p: Tensor, counted: Tensor | None) -> Tensor:
     mean = of_counted.mean([dim for dim in range(p.dim()) if dim != CLASS_DIM], keepdim=True)
     if counted is not None:
         mean.div_(mean.sum())
-    return mean.clamp_(min=torch.finfo(p.dtype).tiny).log_()
+    return mean.clamp(min=torch.finfo(p.dtype).tiny).log_()
 
 
 def add_bias(input: Tensor, index: Tensor, bias: float) -> Tensor:
@@ -234,8 +234,7 @@ class _TargetAndSums(torch.autograd.Function):
         if diverging:
             log_mean = _log_mean(p, counted)
             p_log_mean = [
-                torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True)
-                for rows in all_rows
+                torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True) for rows in all_rows
             ]
             divergence = p_below - rest - _join(p_log_mean)
             ctx.mark_non_differentiable(divergence)

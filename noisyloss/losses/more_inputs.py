@@ -79,8 +79,8 @@ class GJSLoss(_OwnFrontDoor):
         pi: the label's weight, in (0, 1); towards 0 the loss becomes cross entropy, towards 1 mean absolute error.
             Default: 0.9, the official script's for CIFAR-10 with 40 % symmetric noise (asymmetric 40 %: 0.3; CIFAR-100:
             0.5 and 0.1).
-        **options: ``weight``, ``ignore_index``, ``reduction``, ``label_smoothing``, see :class:`CELoss`. There is no
-            ``logit_bias``.
+        **options: ``weight``, ``ignore_index``, ``reduction``, ``label_smoothing``, see :class:`CELoss`; nothing
+            for the start.
 
     Shape:
         - views: a sequence of logits, each of shape (C), (N, C) or (N, C, d1, ..., dK).
@@ -177,7 +177,7 @@ class ELRLoss(_OwnFrontDoor):
         p_min: the clamp of the probabilities in the regulariser, in (0, 1/2); beyond it they have no gradient there.
             Default: 1e-4, the official code's.
         **options: ``weight``, ``ignore_index``, ``reduction``, ``label_smoothing``, see :class:`CELoss`; class weights
-            multiply both terms. There is no ``logit_bias``.
+            multiply both terms. Nothing for the start.
 
     Shape:
         - input: logits of shape (N, C).
