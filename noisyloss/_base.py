@@ -103,11 +103,12 @@ class RobustLoss(nn.Module):
             and takes part of the robustness away. ``"auto"``: :math:`\log(C - 1)`, which puts the uniform prediction
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
-            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with :math:`g = (1 - i^2)^{48 r^3}`.
+            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with :math:`g = (1 - i^2)^{200 a^2 r^3}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
-            the batch over :math:`\log \min(N, C)`, and r in [0, 1] is how far the surest predictions contradict their
-            targets, the mean of :math:`1 - p_y` with weights :math:`i^8`, over how far all do. So it ends by itself
-            where the network has learned, unless it errs where it is unsure only. Default: False.
+            the batch over :math:`\log \min(N, C)`, a is the mean :math:`p_y` of the batch, and r in [0, 1] is how far
+            the surest predictions contradict their targets, the mean of :math:`1 - p_y` with weights :math:`i^8`, over
+            how far all do. So it ends by itself where the network has learned, unless it errs where it is unsure only.
+            Default: False.
 
     The last two act while the loss is in training mode and gradients are recorded, so not under :func:`torch.no_grad`.
 
@@ -481,10 +482,11 @@ def single_loss(id: str, name: str = "id", **settings: Any) -> RobustLoss:
 
 @torch.no_grad()
 def _share_of_ce(divergence: Tensor, p_y: Tensor, num_classes: int, counted: Tensor | None) -> Tensor:
-    """Return the share of cross entropy in the loss of every sample while it warms up, ``(1 - i**2) ** (48 * r**3)``.
+    """Return the share of cross entropy in each sample's loss while it warms up, ``(1 - i**2) ** (200 a**2 r**3)``.
 
     i is what a prediction says of its sample, its ``divergence`` from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
+    a is how far predictions agree with their targets: as long as they do not, who is wrong cannot be told.
     r is how far the surest predictions contradict their targets over how far all do. Where labels are right,
     predictions err the less the surer they are; wrong labels contradict sure and unsure ones alike.
     """
@@ -493,10 +495,10 @@ def _share_of_ce(divergence: Tensor, p_y: Tensor, num_classes: int, counted: Ten
     sureness, contradiction = i2**4, 1 - p_y
     if counted is not None:
         sureness, contradiction = sureness.where(counted, 0.0), contradiction.where(counted, 0.0)
-    count = divergence.numel() if counted is None else counted.sum()
-    alike = (sureness.sum() * contradiction.sum()).clamp(min=torch.finfo(i2.dtype).tiny)
-    r = ((sureness * contradiction).sum() * count / alike).clamp(max=1)
-    return (1 - i2) ** (48 * r**3)
+    of_all = contradiction.mean() if counted is None else contradiction.sum() / counted.sum()
+    of_surest = (sureness * contradiction).sum() / sureness.sum().clamp(min=torch.finfo(i2.dtype).tiny)
+    r = (of_surest / of_all.clamp(min=torch.finfo(i2.dtype).tiny)).clamp(max=1)
+    return (1 - i2) ** (200 * (1 - of_all) ** 2 * r**3)
 
 
 class LinkedLoss(RobustLoss):

@@ -36,7 +36,7 @@ def of_numpy(p, p_y):
     """Return the same by numpy, from the probabilities."""
     i = np.minimum((p * np.log(p / p.mean(0))).sum(1) / math.log(min(p.shape)), 1)
     r = ((i**8 * (1 - p_y)).sum() / (i**8).sum()) / (1 - p_y).mean()
-    return (1 - i**2) ** (48 * min(r, 1) ** 3), r
+    return (1 - i**2) ** (200 * p_y.mean() ** 2 * min(r, 1) ** 3), r
 
 
 def test_by_hand():
