@@ -212,7 +212,7 @@ class RobustLoss(nn.Module):
             index = index.where(valid, 0)
         if self.label_smoothing:
             values = self._mixed(input, torch.zeros_like(input).scatter(CLASS_DIM, index, 1.0), valid)
-        elif self._starts(self.warmup):
+        elif self._acts(self.warmup):
             values = self._warming_up(input, index, valid)
         else:
             values = self._of_index(input, index, self._bias(num_classes))
@@ -238,14 +238,14 @@ class RobustLoss(nn.Module):
                 )
         return index != self.ignore_index
 
-    def _starts(self, help: float) -> bool:
-        """Whether what helps the network start is there and acts."""
-        return bool(help) and self.training and torch.is_grad_enabled()
+    def _acts(self, option: float) -> bool:
+        """Whether an option for the start is set, and acts."""
+        return bool(option) and self.training and torch.is_grad_enabled()
 
     def _bias(self, num_classes: int) -> float:
         """Return the logit bias, as far as it acts."""
         largest = self._largest_bias(num_classes)  # 0 with two classes, whatever the mode
-        return largest if self._starts(largest) else 0.0
+        return largest if self._acts(largest) else 0.0
 
     def _largest_bias(self, num_classes: int) -> float:
         return math.log(num_classes - 1) if self.logit_bias == "auto" else float(self.logit_bias)
@@ -266,7 +266,7 @@ class RobustLoss(nn.Module):
             target = target * (1 - self.label_smoothing) + self.label_smoothing / num_classes
         bias = self._bias(num_classes)
         values = self._of_all(input + bias * target if bias else input)
-        if self._starts(self.warmup):
+        if self._acts(self.warmup):
             log_p = log_probs(input)
             p_y = (target * log_p.exp()).sum(CLASS_DIM, keepdim=True)
             share = _share_of_ce(divergence_from_mean(log_p, valid), p_y, num_classes, valid)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -239,7 +238,7 @@ class _TargetAndSums(torch.autograd.Function):
             divergence = p_below - rest - _join(p_log_mean)
             ctx.mark_non_differentiable(divergence)
         if bias:  # log p of the others falls, that of y gains
-            fall = torch.log1p(log_p_y.exp() * math.expm1(bias))
+            fall = torch.logaddexp(torch.log1p(-log_p_y.exp()), log_p_y + bias)
             rest = rest + fall
             log_p_y = z_y - rest + bias
             below = below + bias

@@ -144,6 +144,15 @@ def test_finite_at_extreme_logits(make_loss, bias, dtype, path):
     assert torch.isfinite(input.grad).all()
 
 
+def test_a_huge_bias_is_the_loss_of_certainty(path, generator):
+    input, target = draw(generator, 8, 5, dtype=torch.float32).requires_grad_(), torch.arange(8) % 5
+    for bias in (100.0, 1e4):
+        value = create_loss("nce+rce", logit_bias=bias)(input, target)
+        value.backward()
+        assert value.item() == pytest.approx(0, abs=1e-6)
+        assert torch.isfinite(input.grad).all()
+
+
 def test_two_classes_need_no_bias(generator):
     input, target = draw(generator, 8, 2), torch.randint(2, (8,), generator=generator)
     ours, plain = APLLoss(logit_bias="auto"), APLLoss(warmup=False)
