@@ -119,7 +119,7 @@ def target_and_sums(
     input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
-    if not _blockwise(input, bool(functions)):
+    if not _blockwise(input, len(functions) > 0):  # dynamo of torch 2.4 has no bool of a list
         return _target_and_sums(input, index, bias, functions)
     if input.is_cuda:
         from noisyloss import _fused  # here, for it imports Triton and the losses
