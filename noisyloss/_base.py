@@ -264,13 +264,15 @@ class RobustLoss(nn.Module):
         num_classes = input.shape[CLASS_DIM]
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / num_classes
-        bias = self._bias(num_classes)
-        values = self._of_all(input + bias * target if bias else input)
         if self._acts(self.warmup):
             log_p = log_probs(input)
+            values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
             p_y = (target * log_p.exp()).sum(CLASS_DIM, keepdim=True)
             share = _share_of_ce(divergence_from_mean(log_p, valid), p_y, num_classes, valid)
             values = torch.lerp(values, -log_p, share)
+        else:
+            bias = self._bias(num_classes)
+            values = self._of_all(input + bias * target if bias else input)
         if self.weight is not None:
             target = target * self.weight.to(values.dtype).view(-1, *(1,) * (values.dim() - 2))
         return (target * values).sum(CLASS_DIM, keepdim=True)
@@ -284,7 +286,9 @@ class RobustLoss(nn.Module):
 
     def _of_all(self, input: Tensor) -> Tensor:
         """Return ``loss(z, k)`` for every class k."""
-        log_p = log_probs(input)
+        return self._of_log_probs(log_probs(input))
+
+    def _of_log_probs(self, log_p: Tensor) -> Tensor:
         return self.per_class(log_p, class_sums(log_p, self.sums))
 
     def _check(self, input: Tensor, target: Tensor) -> bool:

@@ -20,11 +20,10 @@ def draw(generator, *shape, dtype=F64):
     return 2 * torch.randn(*shape, dtype=dtype, generator=generator)
 
 
-def share(input, target, **options):
+def share(input, target):
     """Return the share of cross entropy in the loss of every sample, read off MAE, of which it is linear."""
-    loss, ce, mae = (make(reduction="none", **options) for make in (MAELoss, CELoss, MAELoss))
-    loss.warmup = True
-    value, ce, mae = (each(input, target).detach() for each in (loss, ce, mae))
+    losses = (MAELoss(warmup=True, reduction="none"), CELoss(reduction="none"), MAELoss(reduction="none"))
+    value, ce, mae = (loss(input, target).detach() for loss in losses)
     return (value - mae) / (ce - mae)
 
 

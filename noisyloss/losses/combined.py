@@ -123,9 +123,9 @@ class APLLoss(_TwoTerms):
     .. math:: \ell(z, y) = \alpha\, \ell_{active}(z, y) + \beta\, \ell_{passive}(z, y)
 
     The drop-in for :class:`torch.nn.CrossEntropyLoss` where labels are wrong. Its defaults are this package's own: the
-    paper's NCE + RCE after a warm-up with cross entropy that ends by itself, sample by sample, scaled so that its
-    gradient is no larger than that of cross entropy. The published loss is ``create_loss("nce+rce")``, or
-    ``APLLoss(alpha=1, beta=1, warmup=False)``.
+    paper's NCE + RCE after a warm-up with cross entropy that ends by itself, sample by sample, scaled so that it
+    pulls no more than half as hard as cross entropy does at the start. The published loss is
+    ``create_loss("nce+rce")``, or ``APLLoss(alpha=1, beta=1, warmup=False)``.
 
     Args:
         active: an id of :func:`list_losses` or a loss without options of its own. Default: ``"nce"``.
