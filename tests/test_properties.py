@@ -14,7 +14,7 @@ from conftest import JUMPS, LINKED, SHIFT_VARIANT
 from hypothesis import assume, given
 from hypothesis.extra.numpy import arrays
 
-from noisyloss import APLLoss, SparseRegularization, WeightedSum
+from noisyloss import APLLoss, SparseRegularization, WeightedSum, create_loss
 from noisyloss.noise import symmetric_matrix
 
 F64 = torch.float64
@@ -294,6 +294,22 @@ def test_compiles_without_a_graph_break(make_loss, generator):
     value = compiled(input, target)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(torch.autograd.grad(value, input), torch.autograd.grad(expected, input))
+
+
+@pytest.mark.parametrize("id", ["apl", "nce+rce", "gce"])
+def test_other_batch_sizes_compile_nothing_anew(id, generator):
+    loss = APLLoss() if id == "apl" else create_loss(id)
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(loss, fullgraph=True, backend=count)
+    for n in (64, 65, 32, 1000):  # the first for one size, the second for all
+        input, target = torch.randn(n, 6, generator=generator), torch.randint(6, (n,), generator=generator)
+        compiled(input.requires_grad_(), target).backward()
+        assert len(graphs) <= 2
 
 
 def test_vmap_of_grad_gives_the_gradient_of_every_sample(make_loss, path, generator):
