@@ -169,8 +169,8 @@ def is_eager() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a transform of :mod:`torch.func` sees the values."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether a transform of :mod:`torch.func` sees the values, as far as can be told."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _blockwise(input: Tensor, sums: bool) -> bool:
