@@ -232,7 +232,7 @@ class RobustLoss(nn.Module):
 
     def _valid(self, index: Tensor, num_classes: int) -> Tensor | None:
         """Return where ``index`` is no ``ignore_index``, or None if nowhere; only a CPU tells that without waiting."""
-        if index.device.type == "cpu" and type(index) is Tensor and index.numel() and is_eager():
+        if is_eager() and index.device.type == "cpu" and type(index) is Tensor and index.numel():
             low, high = map(int, index.aminmax())
             if low >= 0 and high < num_classes and not low <= self.ignore_index <= high:
                 return None

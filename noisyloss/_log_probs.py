@@ -176,10 +176,10 @@ def is_transformed() -> bool:
 def _blockwise(input: Tensor, sums: bool) -> bool:
     """Whether the node below pays, later without sums; compilers and transforms make better of the lines above."""
     return (
-        input.numel() >= (_BLOCKWISE_FROM if sums else 8 * _BLOCKWISE_FROM)
+        is_eager()  # first, for a compiler makes a guard of whatever else it sees
+        and input.numel() >= (_BLOCKWISE_FROM if sums else 8 * _BLOCKWISE_FROM)
         and input.requires_grad
         and torch.is_grad_enabled()
-        and is_eager()
     )
 
 

@@ -307,12 +307,11 @@ def test_other_batch_sizes_compile_nothing_anew(id, generator):
 
     compiled = torch.compile(loss, fullgraph=True, backend=count)
     seen = []
-    for n in (64, 65, 32, 1000, 17, 130):  # the first for one size, the second for all, or the third in old torch
+    for n in (64, 65, 32, 100_000):  # the first for one size, the second for all; the last is one for blocks of rows
         input, target = torch.randn(n, 6, generator=generator), torch.randint(6, (n,), generator=generator)
         compiled(input.requires_grad_(), target).backward()
         seen.append(len(graphs))
-    assert seen[0] == 1
-    assert seen[2] == seen[-1] <= 3
+    assert seen == [1, 2, 2, 2]
 
 
 def test_vmap_of_grad_gives_the_gradient_of_every_sample(make_loss, path, generator):
