@@ -108,7 +108,7 @@ class RobustLoss(nn.Module):
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
             the batch over :math:`\log \min(N, C)`, a is the mean :math:`p_y`, and r is how far the surest predictions
             contradict their targets, the mean of :math:`1 - p_y` with weights :math:`i^8`, over how far all do; both
-            of the last few thousand samples, whose sums are the loss's only state. So it ends by itself where the
+            of the last few thousand samples, the loss's only state. So it ends by itself where the
             network has learned, unless it errs where it is unsure only. Default: False.
 
     The last two act while the loss is in training mode and gradients are recorded, so not under :func:`torch.no_grad`.
@@ -275,7 +275,7 @@ class RobustLoss(nn.Module):
             log_p = log_probs(input)
             values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
             p_y = (target * log_p.exp()).sum(CLASS_DIM, keepdim=True)
-            share = self._warmup.share(divergence_from_mean(log_p, valid), p_y.detach(), num_classes, valid)
+            share = self._warmup.share(divergence_from_mean(log_p, valid), p_y, num_classes, valid)
             values = torch.lerp(values, -log_p, share)
         else:
             bias = self._bias(num_classes)
