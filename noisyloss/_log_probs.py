@@ -165,12 +165,7 @@ def differentiable_grad(
 
 def is_eager() -> bool:
     """Whether values are at hand; compilers and transforms see the lines without them."""
-    return not (torch.compiler.is_compiling() or is_transformed())
-
-
-def is_transformed() -> bool:
-    """Whether a transform of :mod:`torch.func` sees the values, as far as can be told."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 def _blockwise(input: Tensor, sums: bool) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import numpy as np
@@ -29,16 +28,11 @@ def share(input, target):
     return (value - mae) / (ce - mae)
 
 
-def informed(p):
-    """Return i by numpy: what each prediction says of its sample."""
-    return np.minimum((p * np.log(p / p.mean(0))).sum(1) / math.log(min(p.shape)), 1)
-
-
 def of_numpy(p, p_y):
-    """Return the share by numpy, from the probabilities of the first batch."""
-    i = informed(p)
+    """Return the same by numpy, from the probabilities."""
+    i = np.minimum((p * np.log(p / p.mean(0))).sum(1) / math.log(min(p.shape)), 1)
     r = ((i**8 * (1 - p_y)).sum() / (i**8).sum()) / (1 - p_y).mean()
-    return (1 - i**2) ** (800 * p_y.mean() * min(r, 1) ** 8), r
+    return (1 - i**2) ** (200 * p_y.mean() ** 2 * min(r, 1) ** 3), r
 
 
 def test_by_hand():
@@ -60,57 +54,6 @@ def test_against_numpy(seed, n, c, scale):
     expected = -g * np.log(p[range(n), y]) + (1 - g) * (1 - p[range(n), y])
     value = MAELoss(warmup=True, reduction="none")(torch.tensor(z), torch.tensor(y))
     np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_remembers_a_few_thousand_samples(generator):
-    """The surest of one batch are a handful: a and r are over the last batches, the older the less."""
-    loss = MAELoss(warmup=True, reduction="none")
-    seen = np.zeros(4)
-    for n in (40, 9, 700, 40):
-        input, target = draw(generator, n, 5), torch.randint(5, (n,), generator=generator)
-        p = input.softmax(1).numpy()
-        i, p_y = informed(p), p[range(n), target]
-        means = np.array([np.mean(x) for x in (i**8 * (1 - p_y), i**8, 1 - p_y, np.ones(n))])
-        seen = (2560 * seen + n * means) / (2560 + n)
-        a = 1 - seen[2] / seen[3]
-        r = min((seen[0] / seen[1]) / (seen[2] / seen[3]), 1)
-        g = (1 - i**2) ** (800 * a * r**8)
-        expected = -g * np.log(p_y) + (1 - g) * (1 - p_y)
-        np.testing.assert_allclose(loss(input, target), expected, rtol=1e-9, atol=1e-12)
-    assert not np.allclose(MAELoss(warmup=True, reduction="none")(input, target), expected, rtol=1e-3)
-
-
-def test_remembers_nothing_that_is_no_number(path, generator):
-    """A step that overflows, and that a gradient scaler skips, is one of no consequence."""
-    loss, other = APLLoss(), APLLoss()
-    input, target = draw(generator, 9, 4).requires_grad_(), torch.randint(4, (9,), generator=generator)
-    for wrong in (math.nan, math.inf):
-        broken = input.detach().clone()
-        broken[2, 1] = wrong
-        loss(broken.requires_grad_(), target)
-    loss(input, torch.full((9,), -100))
-    torch.testing.assert_close(loss(input, target), other(input, target))
-
-
-def test_its_memory_is_state(generator):
-    """It is saved and loaded, goes where the logits are, and stays out of what only looks."""
-    loss, twin = APLLoss(), APLLoss()
-    batches = [(draw(generator, 30, 6), torch.randint(6, (30,), generator=generator)) for _ in range(3)]
-    for input, target in batches[:2]:
-        loss(input.float(), target)
-    (state,) = (value.clone() for value in loss.state_dict().values())
-    with torch.no_grad():
-        loss(*batches[2])
-    loss.eval()(*batches[2])
-    assert torch.equal(*loss.state_dict().values(), state)
-    assert state.all()
-    twin.load_state_dict(loss.state_dict())
-    copied = copy.deepcopy(loss.train())
-    expected = loss(*batches[2])
-    for same in (twin, copied):
-        torch.testing.assert_close(same(*batches[2]), expected)
-    assert not torch.isclose(APLLoss()(*batches[2]), expected)
-    assert APLLoss(warmup=False).state_dict() == {}
 
 
 def test_is_cross_entropy_where_all_predictions_are_the_same(make_loss, generator):
@@ -146,7 +89,7 @@ def test_the_share_has_no_gradient(make_loss, path, generator):
     """So the gradient is that of the mixture with the share as it is."""
     if make_loss.args[0] == "ce":
         pytest.skip("cross entropy mixed with itself")
-    input, target = (0.3 * draw(generator, 6, 4)).requires_grad_(), torch.tensor([0, 3, 3, 2, -100, 1])
+    input, target = draw(generator, 6, 4).requires_grad_(), torch.tensor([0, 3, 3, 2, -100, 1])
     g = share(input[target >= 0], target[target >= 0])
     ce, plain = CELoss(reduction="none")(input, target), make_loss(reduction="none")(input, target)
     seen = target >= 0
@@ -175,10 +118,7 @@ def test_in_an_image_counts_pixels(path, generator):
 def test_soft_targets_and_smoothing(make_loss, options, generator):
     input, index = draw(generator, 9, 4), torch.randint(4, (9,), generator=generator)
     one_hot = torch.nn.functional.one_hot(index, 4).to(F64)
-
-    def loss(input, target):
-        return make_loss(warmup=True, reduction="none", **options)(input, target)
-
+    loss = make_loss(warmup=True, reduction="none", **options)
     torch.testing.assert_close(loss(input, one_hot), loss(input, index))
     soft = draw(generator, 9, 4).softmax(1)
     g, _ = of_numpy(input.softmax(1).numpy(), (soft * input.softmax(1)).sum(1).numpy())
