@@ -164,14 +164,17 @@ def differentiable_grad(
 
 
 def is_eager() -> bool:
-    """Whether values are at hand; compilers and transforms see the lines without them."""
+    """Whether values are at hand; compilers and transforms see the lines without them.
+
+    To be asked before any shape: a compiler makes a guard of what it is asked, and compiles anew for other sizes.
+    """
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 def _blockwise(input: Tensor, sums: bool) -> bool:
     """Whether the node below pays, later without sums; compilers and transforms make better of the lines above."""
     return (
-        is_eager()  # first, for a compiler makes a guard of whatever else it sees
+        is_eager()
         and input.numel() >= (_BLOCKWISE_FROM if sums else 8 * _BLOCKWISE_FROM)
         and input.requires_grad
         and torch.is_grad_enabled()

@@ -299,14 +299,13 @@ def test_compiles_without_a_graph_break(make_loss, generator):
 @pytest.mark.parametrize("id", ["apl", "nce+rce", "gce"])
 def test_other_batch_sizes_compile_nothing_anew(id, generator):
     loss = APLLoss() if id == "apl" else create_loss(id)
-    graphs = []
+    graphs, seen = [], []
 
-    def count(graph, _):
+    def keep(graph, _):
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(loss, fullgraph=True, backend=count)
-    seen = []
+    compiled = torch.compile(loss, fullgraph=True, backend=keep)
     for n in (64, 65, 32, 100_000):  # the first for one size, the second for all; the last is one for blocks of rows
         input, target = torch.randn(n, 6, generator=generator), torch.randint(6, (n,), generator=generator)
         compiled(input.requires_grad_(), target).backward()

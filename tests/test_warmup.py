@@ -186,7 +186,7 @@ def accuracy_after_training(criterion, noise):
     generator = torch.Generator().manual_seed(0)
     centres, right = torch.randn(10, 20, generator=generator), torch.arange(3000) % 10
     x = centres[right] + 0.7 * torch.randn(3000, 20, generator=generator)
-    given = corrupt(right, symmetric_matrix(10, noise), generator=generator)
+    labels = corrupt(right, symmetric_matrix(10, noise), generator=generator)
     train, test = slice(0, 1000), slice(1000, 3000)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -195,7 +195,7 @@ def accuracy_after_training(criterion, noise):
         for _ in range(40):
             for rows in torch.randperm(1000).split(100):
                 optimizer.zero_grad()
-                criterion(model(x[train][rows]), given[train][rows]).backward()
+                criterion(model(x[train][rows]), labels[train][rows]).backward()
                 optimizer.step()
     return (model(x[test]).argmax(1) == right[test]).double().mean().item()
 
