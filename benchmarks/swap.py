@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cifar10 import cifar10, cnn4, cnn4bn, load
+from cifar10 import cifar10, cnn4, cnn4bn, fastest_precision, load
 from digits import digits, mlp
 from harness import (
     DROP_IN,
@@ -103,7 +103,7 @@ SUITES = {
         lambda args: cifar10(*load(args.data), torch.device("cpu")),
         {"cnn4": cnn4, "cnn4bn": cnn4bn},
         (5, 30),
-        {"l1": 0.0, "batch_size": 128, "clip": 5.0, "precision": "bf16"},
+        {"l1": 0.0, "batch_size": 128, "clip": 5.0, "precision": fastest_precision(torch.device("cpu"))},
     ),
 }
 
@@ -162,7 +162,7 @@ def report(rows: Iterable[Row]) -> str:
         settings.setdefault(_setting(row), {}).setdefault(labels[id(row)], []).append(row)
     settings = {setting: cells for setting, cells in settings.items() if "ce" in cells}
     losses = list(dict.fromkeys(["ce", *(label for cells in settings.values() for label in cells)]))
-    lines = [["task", "model", "optimizer", "epochs", "noise", "memorised by ce", *losses]]
+    lines = [["task", "model", "optimizer", "epochs", "precision", "noise", "memorised by ce", *losses]]
     for setting, cells in settings.items():
         memorised = [row["memorised"] for row in cells["ce"] if row["memorised"] is not None]
         accuracies = ([row["test_accuracy"] for row in cells.get(loss, [])] for loss in losses)
@@ -199,7 +199,8 @@ def _mean(rows: Sequence[Row], field: str) -> float:
 
 
 def _setting(row: Row) -> tuple[str, ...]:
-    return row["dataset"], row["model"], _optimizer(row), str(row["epochs"]), row["noise"]
+    protocol = row["dataset"], row["model"], _optimizer(row), str(row["epochs"]), row["recipe"]["precision"]
+    return *protocol, row["noise"]
 
 
 def _optimizer(row: Row) -> str:
@@ -208,7 +209,8 @@ def _optimizer(row: Row) -> str:
 
 def _place(row: Row) -> tuple[object, ...]:
     task = [*SUITES].index(row["dataset"])
-    return task, row["model"], row["epochs"], _optimizer(row), noise_place(row["noise"]), row["loss"].count("+")
+    place = task, row["model"], row["epochs"], _optimizer(row), row["recipe"]["precision"]
+    return *place, noise_place(row["noise"]), row["loss"].count("+")
 
 
 if __name__ == "__main__":

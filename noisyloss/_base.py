@@ -16,13 +16,16 @@ from noisyloss._log_probs import (
     ClassFunction,
     add_bias,
     at_least_float32,
+    class_shares,
     class_sums,
     divergence_from_mean,
     is_eager,
     log_probs,
+    mean_distribution,
     target_and_sums,
     target_sums_and_divergence,
 )
+from noisyloss._warmup import Warmup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,12 +106,13 @@ class RobustLoss(nn.Module):
             and takes part of the robustness away. ``"auto"``: :math:`\log(C - 1)`, which puts the uniform prediction
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
-            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with :math:`g = (1 - i^2)^{200 a^2 r^3}`.
+            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with :math:`g = (1 - i^2)^{800\, a\, r^8 d^{16}}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
-            the batch over :math:`\log \min(N, C)`, a is the mean :math:`p_y` of the batch, and r in [0, 1] is how far
-            the surest predictions contradict their targets, the mean of :math:`1 - p_y` with weights :math:`i^8`, over
-            how far all do. So it ends by itself where the network has learned, unless it errs where it is unsure only.
-            Default: False.
+            the batch over :math:`\log \min(N, C)`; a is the mean :math:`p_y`; r is how far the surest predictions
+            contradict their targets, the mean of :math:`1 - p_y` with weights :math:`i^8`, over how far all do; and d
+            is the entropy of the mean prediction over that of the mean target. These three are means over the last
+            few thousand samples, the loss's only state, and at most 1. So it ends by itself where the network has
+            learned, unless it errs where it is unsure only, or has lost some of the classes. Default: False.
 
     The last two act while the loss is in training mode and gradients are recorded, so not under :func:`torch.no_grad`.
 
@@ -172,9 +176,14 @@ class RobustLoss(nn.Module):
         self.logit_bias: LogitBias = logit_bias
         if not isinstance(logit_bias, str):
             self.logit_bias = check_number("logit_bias", logit_bias, "logit_bias >= 0", lambda e: e >= 0)
-        self.warmup = check_bool("warmup", warmup)
+        self._warmup = Warmup() if check_bool("warmup", warmup) else None
         if self.warmup and self.logit_bias:
             raise ValueError(f"logit_bias: expected 0.0 with warmup, which needs no other start; got {logit_bias!r}")
+
+    @property
+    def warmup(self) -> bool:
+        """Whether the loss begins as cross entropy."""
+        return self._warmup is not None
 
     if TYPE_CHECKING:  # to type checkers, the call of an nn.Module gives Any
 
@@ -212,8 +221,8 @@ class RobustLoss(nn.Module):
             index = index.where(valid, 0)
         if self.label_smoothing:
             values = self._mixed(input, torch.zeros_like(input).scatter(CLASS_DIM, index, 1.0), valid)
-        elif self._acts(self.warmup):
-            values = self._warming_up(input, index, valid)
+        elif self._warmup is not None and self._acts():
+            values = self._warming_up(self._warmup, input, index, valid)
         else:
             values = self._of_index(input, index, self._bias(num_classes))
         share = valid
@@ -238,24 +247,25 @@ class RobustLoss(nn.Module):
                 )
         return index != self.ignore_index
 
-    def _acts(self, option: float) -> bool:
-        """Whether an option for the start is set, and acts."""
-        return bool(option) and self.training and torch.is_grad_enabled()
+    def _acts(self) -> bool:
+        """Whether the options for the start act."""
+        return self.training and torch.is_grad_enabled()
 
     def _bias(self, num_classes: int) -> float:
         """Return the logit bias, as far as it acts."""
         largest = self._largest_bias(num_classes)  # 0 with two classes, whatever the mode
-        return largest if self._acts(largest) else 0.0
+        return largest if largest and self._acts() else 0.0
 
     def _largest_bias(self, num_classes: int) -> float:
         return math.log(num_classes - 1) if self.logit_bias == "auto" else float(self.logit_bias)
 
-    def _warming_up(self, input: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
+    def _warming_up(self, warmup: Warmup, input: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
         """Return the loss of every sample as far as its prediction is informed, and cross entropy as far as not."""
         functions = self.sums if self._plain else ()
-        log_p_y, sums, divergence = target_sums_and_divergence(input, index, functions, valid)
+        log_p_y, sums, divergence, mean = target_sums_and_divergence(input, index, functions, valid)
         values = self.per_class(log_p_y, sums) if self._plain else self._of_index(input, index, 0.0)
-        return torch.lerp(values, -log_p_y, _share_of_ce(divergence, log_p_y.exp(), input.shape[CLASS_DIM], valid))
+        labels = class_shares(index, mean, valid)
+        return torch.lerp(values, -log_p_y, warmup.share(divergence, log_p_y.detach().exp(), mean, labels, valid))
 
     def _mixed(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target, the class axis kept."""
@@ -264,12 +274,13 @@ class RobustLoss(nn.Module):
         num_classes = input.shape[CLASS_DIM]
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / num_classes
-        if self._acts(self.warmup):
+        if self._warmup is not None and self._acts():
             log_p = log_probs(input)
             values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
             p_y = (target * log_p.exp()).sum(CLASS_DIM, keepdim=True)
-            share = _share_of_ce(divergence_from_mean(log_p, valid), p_y, num_classes, valid)
-            values = torch.lerp(values, -log_p, share)
+            divergence, mean = divergence_from_mean(log_p, valid)
+            labels = mean_distribution(target, valid)
+            values = torch.lerp(values, -log_p, self._warmup.share(divergence, p_y, mean, labels, valid))
         else:
             bias = self._bias(num_classes)
             values = self._of_all(input + bias * target if bias else input)
@@ -482,27 +493,6 @@ def loss_class(id: str, name: str = "id") -> type[RobustLoss]:
 def single_loss(id: str, name: str = "id", **settings: Any) -> RobustLoss:
     """Return the loss registered under ``id``, which is the argument ``name``."""
     return loss_class(id, name)(**LOSSES[id].ids[id] | settings)
-
-
-@torch.no_grad()
-def _share_of_ce(divergence: Tensor, p_y: Tensor, num_classes: int, counted: Tensor | None) -> Tensor:
-    """Return the share of cross entropy in each sample's loss while it warms up, ``(1 - i**2) ** (200 a**2 r**3)``.
-
-    i is what a prediction says of its sample, its ``divergence`` from the mean prediction over the most that can be.
-    Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
-    a is how far predictions agree with their targets: as long as they do not, who is wrong cannot be told.
-    r is how far the surest predictions contradict their targets over how far all do. Where labels are right,
-    predictions err the less the surer they are; wrong labels contradict sure and unsure ones alike.
-    """
-    most = math.log(max(2, min(num_classes, divergence.numel())))
-    i2 = (divergence / most).square().clamp(max=1)
-    sureness, contradiction = i2**4, 1 - p_y
-    if counted is not None:
-        sureness, contradiction = sureness.where(counted, 0.0), contradiction.where(counted, 0.0)
-    of_all = contradiction.mean() if counted is None else contradiction.sum() / counted.sum()
-    of_surest = (sureness * contradiction).sum() / sureness.sum().clamp(min=torch.finfo(i2.dtype).tiny)
-    r = (of_surest / of_all.clamp(min=torch.finfo(i2.dtype).tiny)).clamp(max=1)
-    return (1 - i2) ** (200 * (1 - of_all) ** 2 * r**3)
 
 
 class LinkedLoss(RobustLoss):

@@ -51,18 +51,31 @@ def at_least_float32(input: Tensor) -> torch.dtype:
 
 
 @torch.no_grad()
-def divergence_from_mean(log_p: Tensor, counted: Tensor | None) -> Tensor:
-    """The KL divergence of every prediction from the mean one of those counted, all if None; the class axis kept."""
+def divergence_from_mean(log_p: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The KL divergence of every prediction from the mean of those counted, all if None, and that mean."""
     p = log_p.exp()
-    return (log_p - _log_mean(p, counted)).mul_(p).sum(CLASS_DIM, keepdim=True)
+    mean = mean_distribution(p, counted)
+    return (log_p - _log(mean)).mul_(p).sum(CLASS_DIM, keepdim=True), mean
 
 
-def _log_mean(p: Tensor, counted: Tensor | None) -> Tensor:
+@torch.no_grad()
+def mean_distribution(p: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean over those counted, all if None; the class axis kept."""
     of_counted = p if counted is None else p.where(counted, 0.0)
     mean = of_counted.mean([dim for dim in range(p.dim()) if dim != CLASS_DIM], keepdim=True)
-    if counted is not None:
-        mean.div_(mean.sum())
-    return mean.clamp(min=torch.finfo(p.dtype).tiny).log_()
+    return mean if counted is None else mean.div_(mean.sum())
+
+
+@torch.no_grad()
+def class_shares(index: Tensor, like: Tensor, counted: Tensor | None) -> Tensor:
+    """The share of every class in the indices counted, all if None; of the shape and dtype of ``like``."""
+    ones = torch.ones_like(index, dtype=like.dtype) if counted is None else counted.to(like.dtype)
+    numbers = torch.zeros_like(like).flatten().scatter_add(0, index.flatten(), ones.flatten())
+    return (numbers / ones.sum()).view_as(like)
+
+
+def _log(p: Tensor) -> Tensor:
+    return p.clamp(min=torch.finfo(p.dtype).tiny).log_()
 
 
 def add_bias(input: Tensor, index: Tensor, bias: float) -> Tensor:
@@ -127,22 +140,22 @@ def target_and_sums(
         if _fused.fusable(input, index, functions):
             log_p_y, *sums = _fused.target_and_sums(input, index, bias, functions)
             return log_p_y, tuple(sums)
-    log_p_y, _, *sums = _TargetAndSums.apply(input, index, bias, False, None, *functions)
+    log_p_y, _, _, *sums = _TargetAndSums.apply(input, index, bias, False, None, *functions)
     return log_p_y, tuple(sums)
 
 
 def target_sums_and_divergence(
     input: Tensor, index: Tensor, functions: Sequence[ClassFunction], counted: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
     """The same with :func:`divergence_from_mean`, which has no gradient."""
     if not _blockwise(input, True):
         log_p = log_probs(input)
-        return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions), divergence_from_mean(log_p, counted)
+        return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions), *divergence_from_mean(log_p, counted)
     if input.is_cuda:
         divergence = divergence_from_mean(log_probs(input.detach()), counted)
-        return *target_and_sums(input, index, 0.0, functions), divergence
-    log_p_y, divergence, *sums = _TargetAndSums.apply(input, index, 0.0, True, counted, *functions)
-    return log_p_y, tuple(sums), divergence
+        return *target_and_sums(input, index, 0.0, functions), *divergence
+    log_p_y, divergence, mean, *sums = _TargetAndSums.apply(input, index, 0.0, True, counted, *functions)
+    return log_p_y, tuple(sums), divergence, mean
 
 
 def _target_and_sums(
@@ -168,7 +181,12 @@ def is_eager() -> bool:
 
     To be asked before any shape: a compiler makes a guard of what it is asked, and compiles anew for other sizes.
     """
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    return not (torch.compiler.is_compiling() or is_transformed())
+
+
+def is_transformed() -> bool:
+    """Whether a transform of :mod:`torch.func` sees the values, as far as can be told."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _blockwise(input: Tensor, sums: bool) -> bool:
@@ -232,14 +250,15 @@ class _TargetAndSums(torch.autograd.Function):
         peak, rest, below, p_below = map(_join, zip(*blocks, strict=True))
         z_y = input.gather(CLASS_DIM, index).sub(peak)
         log_p_y = z_y - rest
-        divergence = None
+        divergence = mean = None
         if diverging:
-            log_mean = _log_mean(p, counted)
+            mean = mean_distribution(p, counted)
+            log_mean = _log(mean)
             p_log_mean = [
                 torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True) for rows in all_rows
             ]
             divergence = p_below - rest - _join(p_log_mean)
-            ctx.mark_non_differentiable(divergence)
+            ctx.mark_non_differentiable(divergence, mean)
         if bias:  # log p of the others falls, that of y gains
             fall = torch.logaddexp(torch.log1p(-log_p_y.exp()), log_p_y + bias)
             rest = rest + fall
@@ -260,10 +279,12 @@ class _TargetAndSums(torch.autograd.Function):
         ]
         ctx.save_for_backward(input, index, *softmax)
         ctx.bias, ctx.functions = bias, functions
-        return (log_p_y, divergence, *sums)
+        return (log_p_y, divergence, mean, *sums)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, _: Tensor | None, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_y: Tensor, _of_divergence: Tensor | None, _of_mean: Tensor | None, *grad_sums: Tensor
+    ) -> tuple[Tensor | None, ...]:
         input, index, p, peak, rest = ctx.saved_tensors
         softmax = Softmax(p, peak, rest)
         bias, functions = ctx.bias, ctx.functions

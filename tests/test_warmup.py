@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -28,21 +29,56 @@ def share(input, target):
     return (value - mae) / (ce - mae)
 
 
-def of_numpy(p, p_y):
-    """Return the same by numpy, from the probabilities."""
-    i = np.minimum((p * np.log(p / p.mean(0))).sum(1) / math.log(min(p.shape)), 1)
-    r = ((i**8 * (1 - p_y)).sum() / (i**8).sum()) / (1 - p_y).mean()
-    return (1 - i**2) ** (200 * p_y.mean() ** 2 * min(r, 1) ** 3), r
+def informed(p):
+    """Return i by numpy: what each prediction says of its sample."""
+    return np.minimum((p * np.log(p / p.mean(0))).sum(1) / math.log(min(p.shape)), 1)
+
+
+def entropy(p):
+    return -sum(x * math.log(x) for x in p if x)
+
+
+def seen_by_numpy(p, targets):
+    """Return what is remembered of a batch, from the probabilities and the targets, as distributions."""
+    sureness, p_y = informed(p) ** 8, (p * targets).sum(1)
+    means = [np.mean(x) for x in (p_y, 1 - p_y, sureness, sureness * (1 - p_y))]
+    return np.array([*means, entropy(p.mean(0)), entropy(targets.mean(0))])
+
+
+def share_by_numpy(p, seen):
+    """Return the share from the probabilities, and from what is remembered."""
+    right, wrong, sureness, surely_wrong, entropy, of_targets = seen
+    a = right / (right + wrong)
+    r = min(surely_wrong / sureness / (1 - a), 1)
+    d = min(entropy / of_targets, 1) if of_targets else 1
+    return (1 - informed(p) ** 2) ** (800 * a * r**8 * d**16)
+
+
+def of_numpy(p, targets):
+    """Return the same of a first batch."""
+    return share_by_numpy(p, seen_by_numpy(p, targets))
 
 
 def test_by_hand():
-    p = np.array([[0.7, 0.3, 1e-9], [0.2, 0.8, 1e-9], [0.6, 0.4, 1e-9]])
+    p = np.array([[0.7, 0.3, 1e-9], [0.2, 0.8, 1e-9], [0.6, 0.4, 1e-9]])  # the second is the surest
     for k, surest_errs in ((0, True), (1, False)):
-        expected, r = of_numpy(p, p[:, k])
-        assert (r > 1) == surest_errs
+        targets = np.eye(3)[[k, k, 0]]
+        a, _, sureness, surely_wrong, mean, of_targets = seen_by_numpy(p, targets)
+        assert (surely_wrong / sureness > 1 - a) == surest_errs
+        assert mean == pytest.approx(-2 * 0.5 * math.log(0.5), abs=1e-6)
+        assert of_targets == pytest.approx(0 if k == 0 else -math.log(2 / 3) * 2 / 3 + math.log(3) / 3)
+        expected = of_numpy(p, targets)
         assert np.ptp(expected) > 1e-3
-        found = share(torch.tensor(p).log(), torch.full((3,), k))
+        found = share(torch.tensor(p).log(), torch.tensor(targets).argmax(1))
         torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_classes_that_are_never_predicted_keep_cross_entropy():
+    """A network that is sure of two classes out of four, and as often wrong as right."""
+    logits = torch.tensor([[9.0, 0, 0, 0], [0, 9, 0, 0]], dtype=F64).repeat(8, 1)
+    some, all_four = torch.arange(16) // 4 % 2, torch.arange(16) // 4
+    assert (share(logits, some) < 1e-3).all()
+    assert (share(logits, all_four) > 0.9).all()
 
 
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 40), c=st.integers(2, 12), scale=st.floats(0.1, 4))
@@ -50,10 +86,58 @@ def test_against_numpy(seed, n, c, scale):
     generator = np.random.default_rng(seed)
     z, y = scale * generator.standard_normal((n, c)), generator.integers(c, size=n)
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    g, _ = of_numpy(p, p[range(n), y])
+    g = of_numpy(p, np.eye(c)[y])
     expected = -g * np.log(p[range(n), y]) + (1 - g) * (1 - p[range(n), y])
     value = MAELoss(warmup=True, reduction="none")(torch.tensor(z), torch.tensor(y))
     np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_remembers_a_few_thousand_samples(generator):
+    """The surest of one batch are a handful: a, r and d are over the last batches, the older the less."""
+    loss = MAELoss(warmup=True, reduction="none")
+    seen = np.zeros(6)
+    for n in (40, 9, 700, 40):
+        input, target = draw(generator, n, 5), torch.randint(5, (n,), generator=generator)
+        p = input.softmax(1).numpy()
+        p_y = p[range(n), target]
+        seen = (2560 * seen + n * seen_by_numpy(p, np.eye(5)[target])) / (2560 + n)
+        g = share_by_numpy(p, seen)
+        expected = -g * np.log(p_y) + (1 - g) * (1 - p_y)
+        np.testing.assert_allclose(loss(input, target), expected, rtol=1e-9, atol=1e-12)
+    assert not np.allclose(MAELoss(warmup=True, reduction="none")(input, target), expected, rtol=1e-3)
+
+
+def test_remembers_nothing_that_is_no_number(path, generator):
+    """A step that overflows, and that a gradient scaler skips, is one of no consequence."""
+    loss, other = APLLoss(), APLLoss()
+    input, target = draw(generator, 9, 4).requires_grad_(), torch.randint(4, (9,), generator=generator)
+    for wrong in (math.nan, math.inf):
+        broken = input.detach().clone()
+        broken[2, 1] = wrong
+        loss(broken.requires_grad_(), target)
+    loss(input, torch.full((9,), -100))
+    torch.testing.assert_close(loss(input, target), other(input, target))
+
+
+def test_its_memory_is_state(generator):
+    """It is saved and loaded, goes where the logits are, and stays out of what only looks."""
+    loss, twin = APLLoss(), APLLoss()
+    batches = [(draw(generator, 30, 6), torch.randint(6, (30,), generator=generator)) for _ in range(3)]
+    for input, target in batches[:2]:
+        loss(input.float(), target)
+    (state,) = (value.clone() for value in loss.state_dict().values())
+    with torch.no_grad():
+        loss(*batches[2])
+    loss.eval()(*batches[2])
+    assert torch.equal(*loss.state_dict().values(), state)
+    assert state.all()
+    twin.load_state_dict(loss.state_dict())
+    copied = copy.deepcopy(loss.train())
+    expected = loss(*batches[2])
+    for same in (twin, copied):
+        torch.testing.assert_close(same(*batches[2]), expected)
+    assert not torch.isclose(APLLoss()(*batches[2]), expected)
+    assert APLLoss(warmup=False).state_dict() == {}
 
 
 def test_is_cross_entropy_where_all_predictions_are_the_same(make_loss, generator):
@@ -89,7 +173,7 @@ def test_the_share_has_no_gradient(make_loss, path, generator):
     """So the gradient is that of the mixture with the share as it is."""
     if make_loss.args[0] == "ce":
         pytest.skip("cross entropy mixed with itself")
-    input, target = draw(generator, 6, 4).requires_grad_(), torch.tensor([0, 3, 3, 2, -100, 1])
+    input, target = (0.3 * draw(generator, 6, 4)).requires_grad_(), torch.tensor([0, 3, 3, 2, -100, 1])
     g = share(input[target >= 0], target[target >= 0])
     ce, plain = CELoss(reduction="none")(input, target), make_loss(reduction="none")(input, target)
     seen = target >= 0
@@ -118,10 +202,13 @@ def test_in_an_image_counts_pixels(path, generator):
 def test_soft_targets_and_smoothing(make_loss, options, generator):
     input, index = draw(generator, 9, 4), torch.randint(4, (9,), generator=generator)
     one_hot = torch.nn.functional.one_hot(index, 4).to(F64)
-    loss = make_loss(warmup=True, reduction="none", **options)
+
+    def loss(input, target):
+        return make_loss(warmup=True, reduction="none", **options)(input, target)
+
     torch.testing.assert_close(loss(input, one_hot), loss(input, index))
     soft = draw(generator, 9, 4).softmax(1)
-    g, _ = of_numpy(input.softmax(1).numpy(), (soft * input.softmax(1)).sum(1).numpy())
+    g = of_numpy(input.softmax(1).numpy(), soft.numpy())
     ce, plain = (each(reduction="none", **options)(input, soft) for each in (CELoss, make_loss))
     torch.testing.assert_close(loss(input, soft), torch.tensor(g) * ce + (1 - torch.tensor(g)) * plain)
     smooth = make_loss(warmup=True, reduction="none", label_smoothing=0.1, **options)
@@ -211,5 +298,6 @@ def test_keeps_the_promise_of_the_package():
 def test_divergence_by_hand():
     p = torch.tensor([[0.5, 0.5], [1.0, 0.0]], dtype=F64)
     expected = [0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), math.log(1 / 0.75)]
-    found = divergence_from_mean(p.clamp(min=1e-300).log(), None)
+    found, mean = divergence_from_mean(p.clamp(min=1e-300).log(), None)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=F64).unsqueeze(1))
+    torch.testing.assert_close(mean, torch.tensor([[0.75, 0.25]], dtype=F64))

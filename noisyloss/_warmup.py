@@ -1,0 +1,71 @@
+"""The warm-up: how much of each sample's loss is cross entropy, by what the network has learned so far."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from noisyloss._log_probs import is_eager, is_transformed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SPAN = 2560  # samples after which a batch has faded to a third or so: twenty batches of 128
+
+
+class Warmup(nn.Module):
+    """The share of cross entropy in each sample's loss, ``(1 - i**2) ** (800 a r**8 d**16)``.
+
+    i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
+    Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
+    a is how far predictions agree with their targets: as long as they do not, who is wrong cannot be told.
+    r is how far the surest predictions contradict their targets over how far all do. Where labels are right,
+    predictions err the less the surer they are; wrong labels contradict sure and unsure ones alike.
+    d is the entropy of the mean prediction over that of the mean target: a network that has lost some of the classes
+    is sure and wrong, whatever the labels, and the robust loss would never find them again.
+
+    a, r and d are those of the last few thousand samples. In one batch the surest are a handful, and where those err
+    the loss would pass to the robust one, which makes sure of what it believes: too early, and for good.
+    """
+
+    tally: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("tally", torch.zeros(6))
+
+    @torch.no_grad()
+    def share(
+        self, divergence: Tensor, p_y: Tensor, mean: Tensor, mean_target: Tensor, counted: Tensor | None
+    ) -> Tensor:
+        """Return the share for each sample, and count those ``counted``, all if None."""
+        most = math.log(max(2, min(mean.numel(), divergence.numel())))
+        i2 = (divergence / most).square().clamp(max=1)
+        sureness, right, wrong = i2**4, p_y, 1 - p_y
+        if counted is not None:
+            sureness, right, wrong = (x.where(counted, 0.0) for x in (sureness, right, wrong))
+        means = torch.stack([right, wrong, sureness, sureness * wrong]).flatten(1).mean(1)
+        entropies = torch.special.entr(torch.stack([mean, mean_target])).flatten(1).sum(1)
+        all_right, all_wrong, surest, surest_wrong, entropy, most_entropy = self._tallied(
+            torch.cat([means, entropies]), i2.numel()
+        )
+        tiny = torch.finfo(i2.dtype).tiny
+        a = all_right / (all_right + all_wrong + tiny)
+        r = surest_wrong * (all_right + all_wrong) / (surest * all_wrong + tiny)
+        d = entropy / (most_entropy + tiny)
+        r, d = (x.clamp(max=1) if isinstance(x, Tensor) else min(x, 1.0) for x in (r, d))
+        return (1 - i2) ** (800 * a * r**8 * d**16)
+
+    def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
+        """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""
+        if is_transformed():  # no state leaves a transform: each batch stands for itself
+            return batch.unbind()
+        if self.tally.device != batch.device or self.tally.dtype != batch.dtype:
+            self.tally = self.tally.to(batch)
+        # A step that overflows, and that a gradient scaler skips, must not be remembered.
+        batch = batch.where(batch.isfinite().all(), 0.0)
+        self.tally.lerp_(batch, size / (SPAN + size))
+        return self.tally.tolist() if is_eager() and self.tally.device.type == "cpu" else self.tally.unbind()
