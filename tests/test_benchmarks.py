@@ -545,7 +545,7 @@ def test_swap_trains_each_setting_once(tmp_path, capsys):
 
 def test_the_verdict_of_the_swap_by_hand():
     def row(loss, noise, epochs, accuracy, memorised=None, seed=0):
-        recipe = {"optimizer": "sgd", "lr": 0.1}
+        recipe = {"optimizer": "sgd", "lr": 0.1, "precision": "fp32"}
         fields = {"dataset": "digits", "model": "mlp", "recipe": recipe, "hyperparameters": {}, "seed": seed}
         fields |= {"loss": loss, "noise": noise, "epochs": epochs, "epoch": epochs}
         return fields | {"test_accuracy": accuracy, "memorised": memorised}
@@ -557,7 +557,7 @@ def test_the_verdict_of_the_swap_by_hand():
     rows += [row("ce", "symmetric:0.8", 100, 30.0, 99.0), row("mae", "symmetric:0.8", 100, 10.0, 9.0)]
     rows += [row("nce", "clean", 100, 99.0), row("nce", "clean", 90, 1.0)]  # the last has no cross entropy beside it
     verdicts = [[cell.strip() for cell in line.split("|")[1:-1]] for line in swap.report(rows).splitlines()]
-    assert ["digits", "mlp", "sgd:0.1", "100", "clean", "-", "98.00", "97.50", "99.00"] in verdicts
+    assert ["digits", "mlp", "sgd:0.1", "100", "fp32", "clean", "-", "98.00", "97.50", "99.00"] in verdicts
     assert ["mae", "+0.5", "+71.0", "+20.0", "2", "4"] in verdicts
     assert ["nce", "-1.0", "-", "-", "0", "1"] in verdicts
 
