@@ -47,10 +47,10 @@ def seen_by_numpy(p, targets):
 
 def share_by_numpy(p, seen):
     """Return the share from the probabilities, and from what is remembered."""
-    right, wrong, sureness, surely_wrong, entropy, of_targets = seen
+    right, wrong, sureness, surely_wrong, of_predictions, of_targets = seen
     a = right / (right + wrong)
     r = min(surely_wrong / sureness / (1 - a), 1)
-    d = min(entropy / of_targets, 1) if of_targets else 1
+    d = min(of_predictions / of_targets, 1) if of_targets else 1
     return (1 - informed(p) ** 2) ** (800 * a * r**8 * d**16)
 
 
@@ -65,7 +65,7 @@ def test_by_hand():
         targets = np.eye(3)[[k, k, 0]]
         a, _, sureness, surely_wrong, mean, of_targets = seen_by_numpy(p, targets)
         assert (surely_wrong / sureness > 1 - a) == surest_errs
-        assert mean == pytest.approx(-2 * 0.5 * math.log(0.5), abs=1e-6)
+        assert mean == pytest.approx(math.log(2), abs=1e-6)
         assert of_targets == pytest.approx(0 if k == 0 else -math.log(2 / 3) * 2 / 3 + math.log(3) / 3)
         expected = of_numpy(p, targets)
         assert np.ptp(expected) > 1e-3
