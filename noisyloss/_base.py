@@ -279,7 +279,7 @@ class RobustLoss(nn.Module):
             values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
             p_y = (target * log_p.exp()).sum(CLASS_DIM, keepdim=True)
             divergence, mean = divergence_from_mean(log_p, valid)
-            labels = mean_distribution(target, valid)
+            labels = mean_distribution(target.detach(), valid)
             values = torch.lerp(values, -log_p, self._warmup.share(divergence, p_y, mean, labels, valid))
         else:
             bias = self._bias(num_classes)

@@ -50,15 +50,14 @@ def at_least_float32(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32)
 
 
-@torch.no_grad()
 def divergence_from_mean(log_p: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The KL divergence of every prediction from the mean of those counted, all if None, and that mean."""
+    """The KL divergence of every prediction from the mean of those counted, all if None, and that mean; no gradient."""
+    log_p = log_p.detach()
     p = log_p.exp()
     mean = mean_distribution(p, counted)
     return (log_p - _log(mean)).mul_(p).sum(CLASS_DIM, keepdim=True), mean
 
 
-@torch.no_grad()
 def mean_distribution(p: Tensor, counted: Tensor | None) -> Tensor:
     """The mean over those counted, all if None; the class axis kept."""
     of_counted = p if counted is None else p.where(counted, 0.0)
@@ -66,12 +65,11 @@ def mean_distribution(p: Tensor, counted: Tensor | None) -> Tensor:
     return mean if counted is None else mean.div_(mean.sum())
 
 
-@torch.no_grad()
 def class_shares(index: Tensor, like: Tensor, counted: Tensor | None) -> Tensor:
     """The share of every class in the indices counted, all if None; of the shape and dtype of ``like``."""
-    ones = torch.ones_like(index, dtype=like.dtype) if counted is None else counted.to(like.dtype)
-    numbers = torch.zeros_like(like).flatten().scatter_add(0, index.flatten(), ones.flatten())
-    return (numbers / ones.sum()).view_as(like)
+    ones = like.new_ones(index.numel()) if counted is None else counted.flatten().to(like.dtype)
+    numbers = like.new_zeros(like.numel()).scatter_add(0, index.flatten(), ones)
+    return numbers.div_(ones.sum()).view_as(like)
 
 
 def _log(p: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Warmup(nn.Module):
         """Return the share for each sample, and count those ``counted``, all if None."""
         most = math.log(max(2, min(mean.numel(), divergence.numel())))
         i2 = (divergence / most).square().clamp(max=1)
-        sureness, right, wrong = i2**4, p_y, 1 - p_y
+        sureness, right, wrong = i2.pow(4), p_y, 1 - p_y
         if counted is not None:
             sureness, right, wrong = (x.where(counted, 0.0) for x in (sureness, right, wrong))
         means = torch.stack([right, wrong, sureness, sureness * wrong]).flatten(1).mean(1)
@@ -57,7 +57,7 @@ class Warmup(nn.Module):
         r = surest_wrong * (all_right + all_wrong) / (surest * all_wrong + tiny)
         d = entropy / (most_entropy + tiny)
         r, d = (x.clamp(max=1) if isinstance(x, Tensor) else min(x, 1.0) for x in (r, d))
-        return (1 - i2) ** (800 * a * r**8 * d**16)
+        return (1 - i2).pow(800 * a * r**8 * d**16)
 
     def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
         """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""
@@ -66,6 +66,10 @@ class Warmup(nn.Module):
         if self.tally.device != batch.device or self.tally.dtype != batch.dtype:
             self.tally = self.tally.to(batch)
         # A step that overflows, and that a gradient scaler skips, must not be remembered.
-        batch = batch.where(batch.isfinite().all(), 0.0)
-        self.tally.lerp_(batch, size / (SPAN + size))
-        return self.tally.tolist() if is_eager() and self.tally.device.type == "cpu" else self.tally.unbind()
+        rate = size / (SPAN + size)
+        if is_eager() and self.tally.device.type == "cpu":
+            if math.isfinite(sum(batch.tolist())):
+                self.tally.lerp_(batch, rate)
+            return self.tally.tolist()
+        self.tally.lerp_(batch.where(batch.isfinite().all(), self.tally), rate)
+        return self.tally.unbind()
