@@ -459,7 +459,7 @@ def _load(path: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the device in words."""
+    """Return the device in words, a CPU with the instructions that torch uses: names like AMD EPYC say little."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -470,6 +470,7 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
+    name = f"{name} with {torch.backends.cpu.get_cpu_capability()}"
     return f"CPU {name}, {torch.get_num_threads()} thread{'s'[: torch.get_num_threads() > 1]}"
 
 
