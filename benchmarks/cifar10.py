@@ -40,7 +40,7 @@ from harness import (
     shell_command,
 )
 from papers import PROTOCOL, RECIPES, Entry
-from tables import is_registered, paper_table, published, report
+from tables import paper_table, published, report
 from torch import Tensor, nn
 from torchvision.datasets import CIFAR10
 
@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add("--clip", metavar="X", type=at_least(0, float), default=PROTOCOL["clip"], help="norm of the gradient; 0: none")
     add("--device", help="default: cuda if there is one, else cpu")
-    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="auto: bf16 on a CPU, else fp32")
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="auto: bf16 on AVX512, else fp32")
     add("--threads", metavar="N", type=at_least(1), help="1 on a machine that others use: threads wait for each other")
     workers.add_options(parser)
     add(
@@ -289,12 +289,10 @@ def choose_grid(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     args.entries = [Entry(loss) for loss in args.losses or ["ce", "nce+rce"]]
     args.noise = args.noise or (list(recipe.noises) if recipe else ["symmetric:0.4"])
     if recipe:
-        chosen = [entry for entry in recipe.entries if not args.losses or entry.loss.partition(":")[0] in args.losses]
-        if missing := set(args.losses or ()) - {entry.loss.partition(":")[0] for entry in chosen}:
+        ids = {entry.loss.partition(":")[0] for entry in recipe.entries}
+        if missing := set(args.losses or ()) - ids:
             parser.error(f"argument --losses: {', '.join(sorted(missing))}: not in the recipe {args.recipe}")
-        args.entries = [entry for entry in chosen if is_registered(entry.loss)]
-        if absent := [entry.loss for entry in chosen if entry not in args.entries]:
-            print(f"left out, as this version does not have them: {', '.join(absent)}")
+        args.entries = [entry for entry in recipe.entries if entry.loss.partition(":")[0] in (args.losses or ids)]
     check(parser, "--losses", [entry.loss for entry in args.entries], parse_loss)
     check(parser, "--noise", args.noise, functools.partial(parse_noise, human=HUMAN))
 

@@ -23,8 +23,6 @@ from harness import (
     shell_options,
 )
 
-from noisyloss import list_losses
-
 Curve = list[Row]  # one run, epoch by epoch
 
 
@@ -147,12 +145,6 @@ def mean_std(values: Sequence[float]) -> str:
 # A paper's recipe
 
 
-def is_registered(spec: str) -> bool:
-    """Return whether there is such a loss, or a sum of two such losses."""
-    name, known = spec.partition(":")[0], list_losses()
-    return name in known or ("+" in name and all(part in known for part in name.split("+")))
-
-
 def published(row: Row) -> str:
     """Return the published accuracies of the setting of a run."""
     entry = _entries().get(_setting(row))
@@ -196,14 +188,12 @@ def paper_table(name: str, rows: Iterable[Row], model: str = papers.MODEL, epoch
             if cell or (comparable and numbers != ["-", "-"]):
                 line = [noise, _entry_label(entry, recipe), *(_measured(cell) if cell else "----")]
                 line += numbers if comparable else "--"
-                lines.append([*line, _options(entry, noise, cell, model, epochs) if is_registered(entry.loss) else "-"])
+                lines.append([*line, _options(entry, noise, cell, model, epochs)])
 
-    settings = [["loss", "hyper-parameters", "L2", "L1", "note"]]
+    settings = [["loss", "hyper-parameters", "L2", "L1"]]
     for entry in recipe.entries:
-        note = "-" if is_registered(entry.loss) else "not in this version"
         given = entry.loss.partition(":")[2].replace(",", ", ")
-        line = [_entry_label(entry, recipe), given or "-", f"{entry.weight_decay:g}", f"{entry.l1:g}", note]
-        settings.append(line)
+        settings.append([_entry_label(entry, recipe), given or "-", f"{entry.weight_decay:g}", f"{entry.l1:g}"])
     protocol = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in papers.PROTOCOL.items())
     text = markdown_table(lines)
     sources = [f"- [{source.key}] {source.title}" for source in papers.SOURCES if f"[{source.key}]" in text]
@@ -254,12 +244,11 @@ def _key(loss: str, settings: Mapping[str, Any], weight_decay: float, l1: float)
 
 @functools.cache
 def _entries() -> dict[str | None, papers.Entry]:
-    """Return the entries whose loss there is, by their setting."""
+    """Return the entries by their setting."""
     entries: dict[str | None, papers.Entry] = {}
     for entry in itertools.chain(*(recipe.entries for recipe in papers.RECIPES.values())):
-        if is_registered(entry.loss):
-            name, given = parse_loss(entry.loss)
-            entries[_key(name, hyperparameters(name, given), entry.weight_decay, entry.l1)] = entry
+        name, given = parse_loss(entry.loss)
+        entries[_key(name, hyperparameters(name, given), entry.weight_decay, entry.l1)] = entry
     return entries
 
 
