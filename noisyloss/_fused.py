@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from noisyloss._log_probs import CLASS_DIM, differentiable_grad
+from noisyloss._log_probs import CLASS_DIM, differentiable_grad, finite_log
 from noisyloss.losses.pointwise import CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
 
 try:
@@ -65,7 +65,7 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether Triton builds and runs a kernel; it needs a C compiler, and a GPU that it knows and that knows dtype."""
     zeros = torch.zeros(1, 2, dtype=dtype, device=device)
     try:
-        target_and_sums(zeros, zeros[:, :1].long(), 0.0, ())
+        target_and_sums(zeros, zeros[:, :1].long(), 0.0, False, None)
     except Exception as error:
         warnings.warn(f"Triton does not run here, so losses are slower than they could be: {error}", stacklevel=2)
         return False
@@ -73,36 +73,60 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def target_and_sums(
-    input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]
+    input: Tensor, index: Tensor, bias: float, diverging: bool, counted: Tensor | None, *functions: ClassFunction
 ) -> tuple[Tensor, ...]:
-    """``log_p[y]``, and the class sum of the function if there is one; of shape (N, 1) and in float32.
+    """``log_p[y]``, of shape (N, 1), the divergence from the mean and the mean, and the class sum; in float32.
 
     Args:
         input: logits of shape (N, C), which :func:`fusable` accepts.
         index: class indices of shape (N, 1).
-        bias: is added to the logit of the class ``index``.
+        bias: is added to the logit of the class ``index``; 0 if diverging.
+        diverging: whether to compute the second and the third, which are None else.
+        counted: where a row belongs to the mean, of shape (N, 1); everywhere if None.
         functions: none or one.
     """
     if input.stride(CLASS_DIM) != 1:  # between rows any stride will do, such as a slice has
         input = input.contiguous()
-    outputs: tuple[Tensor, ...] = _FusedTargetAndSums.apply(input, index.contiguous(), bias, *functions)
+    outputs: tuple[Tensor, ...] = _FusedTargetAndSums.apply(
+        input, index.contiguous(), bias, diverging, counted, *functions
+    )
     return outputs
 
 
 class _FusedTargetAndSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, index: Tensor, bias: float, *functions: ClassFunction) -> Any:
-        empty = functools.partial(torch.empty, index.shape, dtype=torch.float32, device=input.device)
-        log_p_y, sum_f, *scalars = (empty() for _ in range(5))
-        _launch(_forward, bias, functions, input, index, log_p_y, sum_f, *scalars)
-        ctx.save_for_backward(input, index, *scalars)
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        index: Tensor,
+        bias: float,
+        diverging: bool,
+        counted: Tensor | None,
+        *functions: ClassFunction,
+    ) -> tuple[Tensor | None, ...]:
+        empty = functools.partial(torch.empty, dtype=torch.float32, device=input.device)
+        log_p_y, sum_f, peak, log_z, sum_slope = (empty(index.shape) for _ in range(5))
+        _launch(_forward, bias, functions, input, index, log_p_y, sum_f, peak, log_z, sum_slope)
+        divergence = mean = None
+        if diverging:
+            N, C = input.shape
+            divergence, sums = empty(index.shape), empty(triton.cdiv(N, _SPAN * _tile(C)[0]), C)
+            log_z_counted = log_z if counted is None else log_z.where(counted, math.inf)
+            _launch(_column_sums, bias, (), input, peak, log_z_counted, sums)
+            mean = sums.sum(0, keepdim=True)
+            mean /= mean.sum()
+            _launch(_divergence, bias, (), input, peak, log_z, finite_log(mean), divergence)
+            ctx.mark_non_differentiable(divergence, mean)
+        ctx.save_for_backward(input, index, peak, log_z, sum_slope)
         ctx.bias, ctx.functions = bias, functions
-        return (log_p_y, sum_f) if functions else (log_p_y,)
+        return (log_p_y, divergence, mean, *([sum_f] if functions else []))
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, *grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_y: Tensor, _of_divergence: Tensor | None, _of_mean: Tensor | None, *grad_sums: Tensor
+    ) -> tuple[Tensor | None, ...]:
         input, index, *scalars = ctx.saved_tensors
-        no_grads = (None,) * (2 + len(ctx.functions))
+        no_grads = (None,) * (4 + len(ctx.functions))
         if torch.is_grad_enabled():
             return differentiable_grad(input, index, ctx.bias, ctx.functions, (grad_y, *grad_sums)), *no_grads
         grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
@@ -111,14 +135,28 @@ class _FusedTargetAndSums(torch.autograd.Function):
         return grad, *no_grads
 
 
+_SPAN = 32  # tiles below each other, of which a program makes the sums of the columns
+
+
+def _tile(C: int) -> tuple[int, int]:
+    """Return the rows and the classes that a program takes at once."""
+    block = min(triton.next_power_of_2(C), 4096)
+    return max(1, 1024 // block), block
+
+
 def _launch(
     kernel: Any, bias: float, functions: Sequence[ClassFunction], input: Tensor, *tensors: Tensor | None
 ) -> None:
-    """Run the kernel, a program a tile: BLOCK classes of one row, or several rows where they are short."""
+    """Run the kernel, a program a tile: BLOCK classes of one row, or several rows where they are short.
+
+    A program goes through all tiles of its rows, or through some of its columns, if what it makes is a sum of these.
+    """
     N, C = input.shape
-    block = min(triton.next_power_of_2(C), 4096)
-    rows = max(1, 1024 // block)
-    grid = (triton.cdiv(N, rows), 1 if kernel is _forward else triton.cdiv(C, block))
+    rows, block = _tile(C)
+    row_tiles, column_tiles = triton.cdiv(N, rows), triton.cdiv(C, block)
+    if kernel is _column_sums:
+        row_tiles = triton.cdiv(row_tiles, _SPAN)
+    grid = (row_tiles, column_tiles if kernel in (_backward, _column_sums) else 1)
     align = math.gcd(16, C, input.stride(0))
     form, a, b = _FORMS[type(functions[0])](functions[0]) if functions else ("none", 0.0, 0.0)
     sizes = {"FORM": form, "ALIGN": align, "ROWS": rows, "BLOCK": block, "num_warps": max(1, rows * block // 512)}
@@ -139,8 +177,9 @@ def _forward(
     N, C, stride, bias, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     C *= ALIGN
-    row, y = _rows(index, N, ROWS)
+    row = _rows(ROWS)
     in_N = row < N
+    y = tl.load(index + row, mask=in_N)
     start_of_row = input + row * (stride * ALIGN)
     # For a class that there is not NaN, rather than what happens to lie there.
     x_y = tl.load(start_of_row + y, mask=in_N & (y >= 0) & (y < C), other=float("nan")).to(tl.float32) + bias
@@ -185,8 +224,9 @@ def _backward(
     N, C, stride, bias, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     C *= ALIGN
-    row, y = _rows(index, N, ROWS)
+    row = _rows(ROWS)
     in_N = row < N
+    y = tl.load(index + row, mask=in_N)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     x = _logits(input + row * (stride * ALIGN), k, y, bias, in_N & (k < C))
     log_p = x - tl.load(peak + row, mask=in_N) - tl.load(log_z + row, mask=in_N)
@@ -201,16 +241,57 @@ def _backward(
 
 
 @_jit
-def _rows(index, N, ROWS: constexpr):
-    """Give the program's rows, in 64 bits as N * C may need, and their classes."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    return row, tl.load(index + row, mask=row < N)
+def _column_sums(
+    input, peak, log_z, sums,
+    N, C, stride, bias, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
+    SPAN: constexpr = _SPAN,
+):  # fmt: skip
+    """Sum p over some rows, without those whose log_z is infinite."""
+    C *= ALIGN
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros([1, BLOCK], tl.float32)
+    for tile in range(SPAN):
+        row = (tl.program_id(0).to(tl.int64) * SPAN + tile) * ROWS + tl.arange(0, ROWS)[:, None]
+        in_N = row < N
+        rest = tl.load(log_z + row, mask=in_N, other=float("inf"))
+        x = _values(input + row * (stride * ALIGN) + k, in_N & (k < C))
+        p = tl.exp(x - tl.load(peak + row, mask=in_N) - rest)
+        total += tl.sum(tl.where(rest == float("inf"), 0.0, p), axis=0, keep_dims=True)
+    tl.store(sums + tl.program_id(0).to(tl.int64) * C + k, total, mask=k < C)
+
+
+@_jit
+def _divergence(
+    input, peak, log_z, log_mean, divergence,
+    N, C, stride, bias, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
+):  # fmt: skip
+    C *= ALIGN
+    row = _rows(ROWS)
+    in_N = row < N
+    top, rest = tl.load(peak + row, mask=in_N), tl.load(log_z + row, mask=in_N)
+    total = tl.zeros([ROWS, 1], tl.float32)
+    for start in range(0, C, BLOCK):
+        k = start + tl.arange(0, BLOCK)[None, :]
+        log_p = _values(input + row * (stride * ALIGN) + k, in_N & (k < C)) - top - rest
+        above_mean = log_p - tl.load(log_mean + k, mask=k < C)
+        total += tl.sum(tl.where(k < C, tl.exp(log_p) * above_mean, 0.0), axis=1, keep_dims=True)
+    tl.store(divergence + row, total, mask=in_N)
+
+
+@_jit
+def _rows(ROWS: constexpr):
+    """Give the program's rows, in 64 bits as N * C may need."""
+    return tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
 
 
 @_jit
 def _logits(start_of_row, k, y, bias, mask):
-    x = tl.load(start_of_row + k, mask=mask, other=-float("inf")).to(tl.float32)
-    return x + tl.where(k == y, bias, 0.0)
+    return _values(start_of_row + k, mask) + tl.where(k == y, bias, 0.0)
+
+
+@_jit
+def _values(at, mask):
+    return tl.load(at, mask=mask, other=-float("inf")).to(tl.float32)
 
 
 @_jit

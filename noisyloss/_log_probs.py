@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 CLASS_DIM = 1
 
@@ -55,7 +55,7 @@ def divergence_from_mean(log_p: Tensor, counted: Tensor | None) -> tuple[Tensor,
     log_p = log_p.detach()
     p = log_p.exp()
     mean = mean_distribution(p, counted)
-    return (log_p - _log(mean)).mul_(p).sum(CLASS_DIM, keepdim=True), mean
+    return (log_p - finite_log(mean)).mul_(p).sum(CLASS_DIM, keepdim=True), mean
 
 
 def mean_distribution(p: Tensor, counted: Tensor | None) -> Tensor:
@@ -72,7 +72,7 @@ def class_shares(index: Tensor, like: Tensor, counted: Tensor | None) -> Tensor:
     return numbers.div_(ones.sum()).view_as(like)
 
 
-def _log(p: Tensor) -> Tensor:
+def finite_log(p: Tensor) -> Tensor:
     return p.clamp(min=torch.finfo(p.dtype).tiny).log_()
 
 
@@ -132,13 +132,7 @@ def target_and_sums(
     """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
     if not _blockwise(input, len(functions) > 0):  # dynamo of torch 2.4 has no bool of a list
         return _target_and_sums(input, index, bias, functions)
-    if input.is_cuda:
-        from noisyloss import _fused  # here, for it imports Triton and the losses
-
-        if _fused.fusable(input, index, functions):
-            log_p_y, *sums = _fused.target_and_sums(input, index, bias, functions)
-            return log_p_y, tuple(sums)
-    log_p_y, _, _, *sums = _TargetAndSums.apply(input, index, bias, False, None, *functions)
+    log_p_y, _, _, *sums = _node(input, index, functions)(input, index, bias, False, None, *functions)
     return log_p_y, tuple(sums)
 
 
@@ -149,10 +143,7 @@ def target_sums_and_divergence(
     if not _blockwise(input, True):
         log_p = log_probs(input)
         return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions), *divergence_from_mean(log_p, counted)
-    if input.is_cuda:
-        divergence = divergence_from_mean(log_probs(input.detach()), counted)
-        return *target_and_sums(input, index, 0.0, functions), *divergence
-    log_p_y, divergence, mean, *sums = _TargetAndSums.apply(input, index, 0.0, True, counted, *functions)
+    log_p_y, divergence, mean, *sums = _node(input, index, functions)(input, index, 0.0, True, counted, *functions)
     return log_p_y, tuple(sums), divergence, mean
 
 
@@ -195,6 +186,16 @@ def _blockwise(input: Tensor, sums: bool) -> bool:
         and input.requires_grad
         and torch.is_grad_enabled()
     )
+
+
+def _node(input: Tensor, index: Tensor, functions: Sequence[ClassFunction]) -> Callable[..., tuple[Any, ...]]:
+    """What computes all of it as one node: kernels, or blocks of rows."""
+    if input.is_cuda:
+        from noisyloss import _fused  # here, for it imports Triton and the losses
+
+        if _fused.fusable(input, index, functions):
+            return _fused.target_and_sums
+    return _TargetAndSums.apply  # type: ignore[no-any-return]
 
 
 class Softmax(NamedTuple):
@@ -251,7 +252,7 @@ class _TargetAndSums(torch.autograd.Function):
         divergence = mean = None
         if diverging:
             mean = mean_distribution(p, counted)
-            log_mean = _log(mean)
+            log_mean = finite_log(mean)
             p_log_mean = [
                 torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True) for rows in all_rows
             ]

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from noisyloss import CELoss, FocalLoss, GCELoss, MAELoss, PointwiseLoss
-from noisyloss._log_probs import _target_and_sums
+from noisyloss import APLLoss, CELoss, FocalLoss, GCELoss, MAELoss, PointwiseLoss
+from noisyloss._log_probs import _target_and_sums, divergence_from_mean
 
 triton = pytest.importorskip("triton")
 
-from noisyloss import _fused  # noqa: E402
+from noisyloss import _fused, _log_probs  # noqa: E402
 
 INTERPRETED = os.getenv("TRITON_INTERPRET") == "1"  # must be so when Triton is imported: hence the process of its own
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -63,6 +63,11 @@ def indices(input: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(C, (N, 1), generator=generator).to(input.device)
 
 
+def fused(input: Tensor, index: Tensor, bias: float, functions: Sequence[PointwiseLoss]) -> tuple[Tensor, ...]:
+    log_p_y, _, _, *sums = _fused.target_and_sums(input, index, bias, False, None, *functions)
+    return log_p_y, *sums
+
+
 def plain(input: Tensor, index: Tensor, bias: float, functions: Sequence[PointwiseLoss]) -> tuple[Tensor, ...]:
     log_p_y, sums = _target_and_sums(input, index, bias, functions)
     return log_p_y, *sums
@@ -86,7 +91,7 @@ def check(
         values = op(logits, index, bias, functions)
         return [*values, *torch.autograd.grad(values, logits, [g.to(values[0].dtype) for g in upstream])]
 
-    got = values_and_gradient(_fused.target_and_sums, input.dtype)
+    got = values_and_gradient(fused, input.dtype)
     assert [x.dtype for x in got] == [*[torch.float32] * len(upstream), input.dtype]
     expected = zip(values_and_gradient(plain, torch.float64), values_and_gradient(plain, torch.float32), strict=True)
     for x, (exact, single) in zip(got, expected, strict=True):
@@ -148,6 +153,75 @@ def test_offsets_of_more_than_32_bits(dtype: torch.dtype, generator: torch.Gener
     check(input, [CELoss()], generator)
 
 
+# The divergence from the mean
+
+
+@runs_kernels
+@pytest.mark.parametrize("shape", [(1, 2), (300, 7), (35, 5000)], ids=str)
+@pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e-3), ("float32", 3.0), ("float32", 1e4), ("bfloat16", 3.0)])
+def test_divergence(shape: tuple[int, int], dtype: str, scale: float, generator: torch.Generator) -> None:
+    input = logits(shape, getattr(torch, dtype), generator, scale).detach()
+    index = indices(input, generator)
+    for counted in (None, torch.rand(index.shape, generator=generator).to(DEVICE) < 0.6, index < 0):
+        results = [_fused.target_and_sums(input, index, 0.0, True, counted, CELoss())[:3]]
+        for dtype_of_plain in (torch.float64, torch.float32):
+            log_p = input.to(dtype_of_plain).log_softmax(1)
+            results.append((log_p.gather(1, index), *divergence_from_mean(log_p, counted)))
+        for got, exact, single, least in zip(*results, (0, 1, 0), strict=True):  # KL divergences are sums that cancel
+            assert got.dtype == torch.float32
+            assert got.shape == exact.shape
+            size = exact.abs().max().clip(min=least)
+            budget = 2 * (single - exact).abs().max() + 16 * torch.finfo(torch.float32).eps * size
+            torch.testing.assert_close(got.double(), exact, rtol=0, atol=float(budget.nan_to_num()), equal_nan=True)
+    assert results[0][2].isnan().all()  # of none
+
+
+@runs_kernels
+def test_ignored_rows_are_not_in_the_mean_whatever_they_hold(generator: torch.Generator) -> None:
+    input = logits((40, 1030), torch.float32, generator).detach()
+    counted = torch.arange(40, device=DEVICE)[:, None] % 4 > 0
+    index = indices(input, generator)
+    expected = _fused.target_and_sums(input[counted[:, 0]], index[counted[:, 0]], 0.0, True, None)
+    input[0], input[4, 3] = torch.nan, torch.inf
+    _, divergence, mean = _fused.target_and_sums(input, index, 0.0, True, counted)
+    torch.testing.assert_close(mean, expected[2], rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(divergence[counted], expected[1].flatten(), rtol=1e-4, atol=1e-6)
+
+
+@runs_kernels
+def test_gradient_beside_a_divergence(generator: torch.Generator) -> None:
+    input = logits((9, 1030), torch.float32, generator)
+    index = indices(input, generator)
+    log_p_y, *of_mean, sums = _fused.target_and_sums(input, index, 0.0, True, None, GCELoss())
+    values = fused(input, index, 0.0, [GCELoss()])
+    assert not of_mean[0].requires_grad
+    assert not of_mean[1].requires_grad
+    upstream = torch.randn(index.shape, generator=generator).to(DEVICE)
+    gradients = [torch.autograd.grad((upstream * (2 * a + b)).sum(), input)[0] for a, b in ((log_p_y, sums), values)]
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
+
+
+@runs_kernels
+def test_a_loss_that_warms_up(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    batches = []
+    for _ in range(2):
+        input = logits((40, 300), torch.float32, generator)
+        target = indices(input, generator)[:, 0]
+        batches.append((input, target.where(target > 30, -100)))
+    results = []
+    for kernels in (False, True):
+        if kernels:
+            monkeypatch.setattr(_log_probs, "_blockwise", lambda *args: True)
+            monkeypatch.setattr(_log_probs, "_node", lambda *args: _fused.target_and_sums)
+        loss = APLLoss(reduction="none")
+        for input, target in batches:
+            values = loss(input, target)
+            results.append([values, *torch.autograd.grad(values.sum(), input), *loss.state_dict().values()])
+    for plain, fused in zip(results[:2], results[2:], strict=True):
+        torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-6)
+
+
 # Extreme logits
 
 
@@ -178,7 +252,7 @@ def test_nan_stays_in_its_row(functions: list, generator: torch.Generator) -> No
     input = logits((3, 4200), torch.float32, generator)
     with torch.no_grad():
         input[1, 7] = torch.nan
-    values = _fused.target_and_sums(input, indices(input, generator), 0.0, functions)
+    values = fused(input, indices(input, generator), 0.0, functions)
     (gradient,) = torch.autograd.grad(sum(values).sum(), input)
     for x in (*values, gradient):
         assert x[1].isnan().all()
@@ -194,7 +268,7 @@ def test_infinite_logits_are_as_in_plain_ops(row: str, functions: list, generato
     input[1, where] = torch.inf if row == "plus" else -torch.inf
     index = torch.tensor([[3], [3]], device=DEVICE)
     results = []
-    for op in (_fused.target_and_sums, plain):
+    for op in (fused, plain):
         leaf = input.clone().requires_grad_()
         values = op(leaf, index, 0.0, functions)
         results.append([*values, *torch.autograd.grad(sum(values).sum(), leaf)])
@@ -204,7 +278,7 @@ def test_infinite_logits_are_as_in_plain_ops(row: str, functions: list, generato
 @runs_kernels
 def test_a_class_that_there_is_not_gives_nan(generator: torch.Generator) -> None:
     input = logits((3, 5), torch.float32, generator)
-    (log_p_y,) = _fused.target_and_sums(input, torch.tensor([[5], [1], [-1]], device=DEVICE), 0.0, [])
+    (log_p_y,) = fused(input, torch.tensor([[5], [1], [-1]], device=DEVICE), 0.0, [])
     assert log_p_y.isnan().flatten().tolist() == [True, False, True]
 
 
@@ -218,8 +292,7 @@ def test_an_output_without_use_adds_nothing(functions: list, generator: torch.Ge
     index = indices(input, generator)
     for position in range(1 + len(functions)):
         gradients = [
-            torch.autograd.grad(op(input, index, 0.0, functions)[position].sum(), input)[0]
-            for op in (_fused.target_and_sums, plain)
+            torch.autograd.grad(op(input, index, 0.0, functions)[position].sum(), input)[0] for op in (fused, plain)
         ]
         torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
@@ -232,8 +305,8 @@ def test_second_derivatives(dtype: torch.dtype, tolerance: float, functions: lis
     index, bias = indices(input, generator), -1.5
     direction = torch.randn(input.shape, generator=generator).to(input)
     results = []
-    for op in (_fused.target_and_sums, plain):
-        values = op(input if op is _fused.target_and_sums else input.float(), index, bias, functions)
+    for op in (fused, plain):
+        values = op(input if op is fused else input.float(), index, bias, functions)
         (gradient,) = torch.autograd.grad(sum(v.square() for v in values).sum(), input, create_graph=True)
         results.append([gradient, *torch.autograd.grad((gradient * direction).sum(), input)])
     for x, y in zip(*results, strict=True):
@@ -245,9 +318,9 @@ def test_without_grad(generator: torch.Generator) -> None:
     input = logits((3, 40), torch.float32, generator)
     index = indices(input, generator)
     with torch.no_grad():
-        values = _fused.target_and_sums(input, index, 0.0, [CELoss()])
+        values = fused(input, index, 0.0, [CELoss()])
     assert not any(value.requires_grad for value in values)
-    torch.testing.assert_close(values, _fused.target_and_sums(input, index, 0.0, [CELoss()]))
+    torch.testing.assert_close(values, fused(input, index, 0.0, [CELoss()]))
 
 
 @runs_kernels
@@ -331,13 +404,16 @@ def test_kernels_compile(
 
         return type("Compiling", (), {"__getitem__": lambda self, grid: launcher(grid)})()
 
-    for name in ("_forward", "_backward"):
+    for name in ("_forward", "_backward", "_column_sums", "_divergence"):
         monkeypatch.setattr(_fused, name, compiling(getattr(_fused, name)))
     functions = [[], [CELoss()], [GCELoss()], [FocalLoss()], [FocalLoss(detach_modulator=True)]]
     for fs in functions:
         input = torch.zeros(6, 1000, dtype=dtype, requires_grad=True)
-        sum(_fused.target_and_sums(input, torch.zeros(6, 1, dtype=torch.long), 0.0, fs)).sum().backward()
+        sum(fused(input, torch.zeros(6, 1, dtype=torch.long), 0.0, fs)).sum().backward()
     assert len(compiled) == 2 * len(functions)
+    input = torch.zeros(6, 1000, dtype=dtype)
+    _fused.target_and_sums(input, torch.zeros(6, 1, dtype=torch.long), 0.0, True, None)
+    assert len(compiled) == 2 * len(functions) + 3
     for kernel in compiled:
         ptx = kernel.asm["ptx"]
         assert f".target sm_{capability}" in ptx
@@ -347,7 +423,5 @@ def test_kernels_compile(
         assert kernel.asm["cubin"]
     for shape in ((1, 2), (5, 10), (3, 50257)):
         input = torch.zeros(shape, dtype=dtype, requires_grad=True)
-        sum(
-            _fused.target_and_sums(input, torch.zeros(shape[0], 1, dtype=torch.long), 2.2, [GCELoss()])
-        ).sum().backward()
-    assert len(compiled) == 2 * (len(functions) + 3)
+        sum(fused(input, torch.zeros(shape[0], 1, dtype=torch.long), 2.2, [GCELoss()])).sum().backward()
+    assert len(compiled) == 2 * (len(functions) + 3) + 3
