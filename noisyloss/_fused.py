@@ -1,6 +1,7 @@
 """The node of ``_log_probs`` for CUDA: Triton kernels that keep nothing of size N×C but the logits, there anyway.
 
 One kernel each way serves the whole family; a class function enters by its form in :func:`_f`, which gives f and f'.
+Two more make the divergence from the mean prediction, which the warm-up asks for.
 This module is to be imported when the first CUDA tensor comes; it imports without Triton too.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
