@@ -106,13 +106,14 @@ class RobustLoss(nn.Module):
             and takes part of the robustness away. ``"auto"``: :math:`\log(C - 1)`, which puts the uniform prediction
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
-            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with :math:`g = (1 - i^2)^{800\, a\, r^8 d^{16}}`.
+            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with :math:`g = (1 - i^2)^{1400\, \kappa\, r^8 d^{16}}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
-            the batch over :math:`\log \min(N, C)`; a is the mean :math:`p_y`; r is how far the surest predictions
-            contradict their targets, the mean of :math:`1 - p_y` with weights :math:`i^8`, over how far all do; and d
-            is the entropy of the mean prediction over that of the mean target. These three are means over the last
-            few thousand samples, the loss's only state, and at most 1. So it ends by itself where the network has
-            learned, unless it errs where it is unsure only, or has lost some of the classes. Default: False.
+            the batch over :math:`\log \min(N, C)`; :math:`\kappa` is Cohen's, how far predictions and targets agree
+            beyond chance; r is how far the surest predictions contradict their targets, the mean of :math:`1 - p_y`
+            with weights :math:`i^8`, over how far all do; and d is the entropy of the mean prediction over that of the
+            mean target. These three are means over the last few thousand samples, the loss's only state, and between
+            0 and 1. So it ends by itself where the network has learned, unless it errs where it is unsure only, or has
+            lost some of the classes. Default: False.
 
     The last two act while the loss is in training mode and gradients are recorded, so not under :func:`torch.no_grad`.
 

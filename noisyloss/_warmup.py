@@ -17,17 +17,18 @@ SPAN = 2560  # samples after which a batch has faded to a third or so: twenty ba
 
 
 class Warmup(nn.Module):
-    """The share of cross entropy in each sample's loss, ``(1 - i**2) ** (800 a r**8 d**16)``.
+    """The share of cross entropy in each sample's loss, ``(1 - i**2) ** (1400 kappa r**8 d**16)``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
-    a is how far predictions agree with their targets: as long as they do not, who is wrong cannot be told.
+    kappa is Cohen's, how far predictions agree with their targets beyond chance, which is what their shares of the
+    classes give alone: as long as they do not, who is wrong cannot be told.
     r is how far the surest predictions contradict their targets over how far all do. Where labels are right,
     predictions err the less the surer they are; wrong labels contradict sure and unsure ones alike.
     d is the entropy of the mean prediction over that of the mean target: a network that has lost some of the classes
     is sure and wrong, whatever the labels, and the robust loss would never find them again.
 
-    a, r and d are those of the last few thousand samples. In one batch the surest are a handful, and where those err
+    kappa, r and d are those of the last few thousand samples. In one batch the surest are a handful, and where those err
     the loss would pass to the robust one, which makes sure of what it believes: too early, and for good.
     """
 
@@ -35,7 +36,7 @@ class Warmup(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("tally", torch.zeros(6))
+        self.register_buffer("tally", torch.zeros(7))
 
     @torch.no_grad()
     def share(
@@ -47,17 +48,20 @@ class Warmup(nn.Module):
         sureness, right, wrong = i2.pow(4), p_y, 1 - p_y
         if counted is not None:
             sureness, right, wrong = (x.where(counted, 0.0) for x in (sureness, right, wrong))
-        means = torch.stack([right, wrong, sureness, sureness * wrong]).flatten(1).mean(1)
-        entropies = torch.special.entr(torch.stack([mean, mean_target])).flatten(1).sum(1)
-        all_right, all_wrong, surest, surest_wrong, entropy, most_entropy = self._tallied(
-            torch.cat([means, entropies]), i2.numel()
+        of_samples = torch.stack([right, wrong, sureness, sureness * wrong]).flatten(1).mean(1)
+        entropies = torch.special.entr(mean), torch.special.entr(mean_target)
+        of_classes = torch.stack([*entropies, mean * mean_target]).flatten(1).sum(1)
+        if counted is not None:
+            of_classes = of_classes * counted.to(i2.dtype).mean()
+        all_right, all_wrong, surest, surest_wrong, entropy, most_entropy, chance = self._tallied(
+            torch.cat([of_samples, of_classes]), i2.numel()
         )
-        tiny = torch.finfo(i2.dtype).tiny
-        a = all_right / (all_right + all_wrong + tiny)
-        r = surest_wrong * (all_right + all_wrong) / (surest * all_wrong + tiny)
+        total, tiny = all_right + all_wrong, torch.finfo(i2.dtype).tiny
+        kappa = 1 - all_wrong / (total - chance + tiny)
+        r = surest_wrong * total / (surest * all_wrong + tiny)
         d = entropy / (most_entropy + tiny)
-        r, d = (x.clamp(max=1) if isinstance(x, Tensor) else min(x, 1.0) for x in (r, d))
-        return (1 - i2).pow(800 * a * r**8 * d**16)
+        kappa, r, d = (x.clamp(0, 1) if isinstance(x, Tensor) else min(max(x, 0.0), 1.0) for x in (kappa, r, d))
+        return (1 - i2).pow(1400 * kappa * r**8 * d**16)
 
     def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
         """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""

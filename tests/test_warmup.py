@@ -42,16 +42,17 @@ def seen_by_numpy(p, targets):
     """Return what is remembered of a batch, from the probabilities and the targets, as distributions."""
     sureness, p_y = informed(p) ** 8, (p * targets).sum(1)
     means = [np.mean(x) for x in (p_y, 1 - p_y, sureness, sureness * (1 - p_y))]
-    return np.array([*means, entropy(p.mean(0)), entropy(targets.mean(0))])
+    return np.array([*means, entropy(p.mean(0)), entropy(targets.mean(0)), p.mean(0) @ targets.mean(0)])
 
 
 def share_by_numpy(p, seen):
     """Return the share from the probabilities, and from what is remembered."""
-    right, wrong, sureness, surely_wrong, of_predictions, of_targets = seen
-    a = right / (right + wrong)
+    right, wrong, sureness, surely_wrong, of_predictions, of_targets, chance = seen
+    a, by_chance = right / (right + wrong), chance / (right + wrong)
+    kappa = max((a - by_chance) / (1 - by_chance), 0)
     r = min(surely_wrong / sureness / (1 - a), 1)
     d = min(of_predictions / of_targets, 1) if of_targets else 1
-    return (1 - informed(p) ** 2) ** (800 * a * r**8 * d**16)
+    return (1 - informed(p) ** 2) ** (1400 * kappa * r**8 * d**16)
 
 
 def of_numpy(p, targets):
@@ -60,23 +61,33 @@ def of_numpy(p, targets):
 
 
 def test_by_hand():
-    p = np.array([[0.7, 0.3, 1e-9], [0.2, 0.8, 1e-9], [0.6, 0.4, 1e-9]])  # the second is the surest
-    for k, surest_errs in ((0, True), (1, False)):
-        targets = np.eye(3)[[k, k, 0]]
-        a, _, sureness, surely_wrong, mean, of_targets = seen_by_numpy(p, targets)
+    p = np.array([[0.7, 0.3, 1e-9], [0.2, 0.8, 1e-9], [0.6, 0.4, 1e-9], [0.3, 0.7, 1e-9]])  # the second is the surest
+    for second, surest_errs in ((0, True), (1, False)):
+        targets = np.eye(3)[[0, second, 0, 1]]
+        a, _, sureness, surely_wrong, of_predictions, of_targets, chance = seen_by_numpy(p, targets)
         assert (surely_wrong / sureness > 1 - a) == surest_errs
-        assert mean == pytest.approx(math.log(2), abs=1e-6)
-        assert of_targets == pytest.approx(0 if k == 0 else -math.log(2 / 3) * 2 / 3 + math.log(3) / 3)
+        assert of_predictions == pytest.approx(-0.45 * math.log(0.45) - 0.55 * math.log(0.55), abs=1e-6)
+        assert of_targets == pytest.approx(math.log(4) - 0.75 * math.log(3) if surest_errs else math.log(2))
+        assert (a - chance) / (1 - chance) == pytest.approx(1 / 7 if surest_errs else 0.4)
         expected = of_numpy(p, targets)
         assert np.ptp(expected) > 1e-3
         found = share(torch.tensor(p).log(), torch.tensor(targets).argmax(1))
         torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-6)
 
 
+def test_no_better_than_chance_keeps_cross_entropy():
+    """A network that is sure, of all classes alike, and right as often as any other that guesses."""
+    logits = 9 * torch.eye(4, dtype=F64).repeat(4, 1)
+    target = torch.arange(16) // 4
+    assert (share(logits, target) == 1).all()
+    assert (share(logits, torch.arange(16) % 4 * (torch.arange(16) > 7)) < 0.9).any()
+
+
 def test_classes_that_are_never_predicted_keep_cross_entropy():
-    """A network that is sure of two classes out of four, and as often wrong as right."""
+    """A network that is sure of two classes out of four, and better than chance, though often wrong."""
     logits = torch.tensor([[9.0, 0, 0, 0], [0, 9, 0, 0]], dtype=F64).repeat(8, 1)
-    some, all_four = torch.arange(16) // 4 % 2, torch.arange(16) // 4
+    place = torch.arange(16)
+    some, all_four = (place + (place % 8 < 2)) % 2, place % 4
     assert (share(logits, some) < 1e-3).all()
     assert (share(logits, all_four) > 0.9).all()
 
@@ -93,9 +104,9 @@ def test_against_numpy(seed, n, c, scale):
 
 
 def test_remembers_a_few_thousand_samples(generator):
-    """The surest of one batch are a handful: a, r and d are over the last batches, the older the less."""
+    """The surest of one batch are a handful: kappa, r and d are over the last batches, the older the less."""
     loss = MAELoss(warmup=True, reduction="none")
-    seen = np.zeros(6)
+    seen = np.zeros(7)
     for n in (40, 9, 700, 40):
         input, target = draw(generator, n, 5), torch.randint(5, (n,), generator=generator)
         p = input.softmax(1).numpy()
