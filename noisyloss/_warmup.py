@@ -28,8 +28,8 @@ class Warmup(nn.Module):
     d is the entropy of the mean prediction over that of the mean target: a network that has lost some of the classes
     is sure and wrong, whatever the labels, and the robust loss would never find them again.
 
-    kappa, r and d are those of the last few thousand samples. In one batch the surest are a handful, and where those err
-    the loss would pass to the robust one, which makes sure of what it believes: too early, and for good.
+    kappa, r and d are those of the last few thousand samples. In one batch the surest are a handful, and where those
+    err the loss would pass to the robust one, which makes sure of what it believes: too early, and for good.
     """
 
     tally: Tensor
