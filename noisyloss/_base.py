@@ -111,9 +111,9 @@ class RobustLoss(nn.Module):
             the batch over :math:`\log \min(N, C)`; :math:`\kappa` is Cohen's, how far predictions and targets agree
             beyond chance; r is how far the surest predictions contradict their targets, the mean of :math:`1 - p_y`
             with weights :math:`i^8`, over how far all do; and d is the entropy of the mean prediction over that of the
-            mean target. These three are means over the last few thousand samples, the loss's only state, and between
-            0 and 1. So it ends by itself where the network has learned, unless it errs where it is unsure only, or has
-            lost some of the classes. Default: False.
+            mean target. These three are of the last few thousand samples, the loss's only state, and between 0 and 1.
+            So it ends by itself where the network has learned, unless it errs where it is unsure only, or has lost
+            some of the classes. Default: False.
 
     The last two act while the loss is in training mode and gradients are recorded, so not under :func:`torch.no_grad`.
 
