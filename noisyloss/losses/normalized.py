@@ -90,10 +90,15 @@ class Normalized(_OfPointwise):
         at_1, at_0 = loss.at([1.0, 0.0])
         if not 0 <= at_1 <= at_0 or at_0 == 0:
             raise ValueError(f"loss: expected values >= 0 that fall as p rises; got {at_0} to {at_1} from {loss!r}")
-        self.sums: Sequence[ClassFunction] = (self.loss,)
+        self._ends = (at_0, at_1) if loss._symmetry_constant(3) is not None else None  # f is affine in p between them
+        self.sums: Sequence[ClassFunction] = (NUM_CLASSES if self._ends else self.loss,)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
-        return self.loss.f(log_p) / sums[0]
+        total = sums[0]
+        if self._ends:  # a constant, and no pass over the classes
+            at_0, at_1 = self._ends
+            total = (total - 1) * at_0 + at_1
+        return self.loss.f(log_p) / total
 
     def _bounds(self, num_classes: int) -> tuple[float, float]:
         at_1, at_0 = self.loss.at([1.0, 0.0])
