@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from noisyloss._log_probs import CLASS_DIM, differentiable_grad, finite_log
+from noisyloss._log_probs import CLASS_DIM, LOG_P, differentiable_grad, finite_log
 from noisyloss.losses.pointwise import CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
 
 try:
@@ -37,7 +37,8 @@ _jit: Callable[[Any], Any] = triton.jit if triton else lambda kernel: kernel
 
 # The form of a class function, with its parameters a and b. By exact type, for a subclass may have another f.
 _FORMS: dict[type, Callable[[Any], tuple[str, float, float]]] = {
-    CELoss: lambda f: ("linear", 0.0, 0.0),
+    type(LOG_P): lambda f: ("linear", 1.0, 0.0),
+    CELoss: lambda f: ("linear", -1.0, 0.0),
     GCELoss: lambda f: ("power", 1.0, f.q),
     MAELoss: lambda f: ("power", 1.0, 1.0),
     RCELoss: lambda f: ("power", -f.A, 1.0),
@@ -204,8 +205,8 @@ def _forward(
     tl.store(log_z + row, log_of_z, mask=in_N)
 
     if FORM == "linear":
-        tl.store(sum_f + row, below_top + C * log_of_z, mask=in_N)
-        tl.store(sum_slope + row, tl.zeros([ROWS, 1], tl.float32) - C, mask=in_N)
+        tl.store(sum_f + row, -a * (below_top + C * log_of_z), mask=in_N)
+        tl.store(sum_slope + row, tl.zeros([ROWS, 1], tl.float32) + a * C, mask=in_N)
     elif FORM != "none":
         total = tl.zeros([ROWS, 1], tl.float32)
         total_slope = tl.zeros([ROWS, 1], tl.float32)
@@ -299,8 +300,8 @@ def _values(at, mask):
 def _f(x, a, b, FORM: constexpr):
     """Give f and f' at the log-probability x."""
     if FORM == "linear":
-        value = -x
-        slope = -1.0
+        value = a * x
+        slope = a
     elif FORM == "power":
         value = (-a / b) * _expm1(b * x)
         slope = -a * tl.exp(b * x)

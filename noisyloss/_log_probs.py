@@ -65,13 +65,6 @@ def mean_distribution(p: Tensor, counted: Tensor | None) -> Tensor:
     return mean if counted is None else mean.div_(mean.sum())
 
 
-def class_shares(index: Tensor, like: Tensor, counted: Tensor | None) -> Tensor:
-    """The share of every class in the indices counted, all if None; of the shape and dtype of ``like``."""
-    ones = like.new_ones(index.numel()) if counted is None else counted.flatten().to(like.dtype)
-    numbers = like.new_zeros(like.numel()).scatter_add(0, index.flatten(), ones)
-    return numbers.div_(ones.sum()).view_as(like)
-
-
 def finite_log(p: Tensor) -> Tensor:
     return p.clamp(min=torch.finfo(p.dtype).tiny).log_()
 
@@ -106,6 +99,18 @@ class _NumClasses(ClassFunction):
 
 
 NUM_CLASSES = _NumClasses()
+
+
+class _LogP(ClassFunction):
+    """The log-probability itself."""
+
+    affine = (0.0, 1.0)
+
+    def f(self, log_p: Tensor) -> Tensor:
+        return log_p
+
+
+LOG_P = _LogP()
 
 
 class Power(ClassFunction):

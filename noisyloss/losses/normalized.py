@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noisyloss._base import PointwiseLoss, RobustLoss, check_number, convex_envelope, plain_member
-from noisyloss._log_probs import CLASS_DIM, NUM_CLASSES, ClassFunction
+from noisyloss._log_probs import CLASS_DIM, LOG_P, NUM_CLASSES, ClassFunction
 from noisyloss.losses.pointwise import LOG_OF_ZERO, CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
 
 if TYPE_CHECKING:
@@ -135,6 +135,10 @@ class NCELoss(Normalized, id="nce"):
 
     def __init__(self, **options: Unpack[Options]) -> None:
         super().__init__(CELoss(), **options)
+        self.sums = (LOG_P,)
+
+    def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
+        return log_p / sums[0]
 
 
 class NFLLoss(Normalized, id="nfl"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noisyloss._base import RobustLoss, check_number
-from noisyloss._log_probs import CLASS_DIM, NUM_CLASSES, ClassFunction, one_minus_p, x_log_x
+from noisyloss._log_probs import CLASS_DIM, LOG_P, NUM_CLASSES, ClassFunction, one_minus_p, x_log_x
 from noisyloss.losses.pointwise import CELoss, FocalLoss
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ class NLSLoss(RobustLoss, id="nls"):
     def __init__(self, r: float = -0.2, **options: Unpack[Options]) -> None:
         super().__init__(**options)
         self.r = check_number("r", r, "r <= 1", lambda r: r <= 1)
-        self.sums: Sequence[ClassFunction] = (CELoss(), NUM_CLASSES)
+        self.sums: Sequence[ClassFunction] = (LOG_P, NUM_CLASSES)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         total, num_classes = sums
-        return (self.r - 1) * log_p + self.r * (total / num_classes)
+        return (self.r - 1) * log_p - self.r * (total / num_classes)
 
     def _bounds(self, num_classes: int) -> tuple[float, float]:
         if self.r < 0:
