@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from noisyloss import APLLoss, CELoss, FocalLoss, GCELoss, MAELoss, PointwiseLoss
-from noisyloss._log_probs import _target_and_sums, divergence_from_mean
+from noisyloss import APLLoss, CELoss, FocalLoss, GCELoss, MAELoss
+from noisyloss._log_probs import LOG_P, NUM_CLASSES, ClassFunction, _target_and_sums, divergence_from_mean
 
 triton = pytest.importorskip("triton")
 
@@ -31,9 +31,15 @@ pytestmark = [  # NumPy's, of inf - inf, and in older Tritons of int(array)
     for category in ("RuntimeWarning", "DeprecationWarning")
 ]
 
-FUNCTIONS = [[], *([cls(**settings)] for cls in _fused._FORMS for settings in ({}, *cls.examples))]
+FUNCTIONS = [
+    [],
+    [LOG_P],
+    *([cls(**settings)] for cls in _fused._FORMS if cls is not type(LOG_P) for settings in ({}, *cls.examples)),
+]
 SHAPES = [(1, 2), (5, 16), (70, 10), (3, 1030), (2, 9001)]
-each_function = pytest.mark.parametrize("functions", FUNCTIONS, ids=lambda fs: fs[0]._describe() if fs else "none")
+each_function = pytest.mark.parametrize(
+    "functions", FUNCTIONS, ids=lambda fs: getattr(fs[0], "_describe", lambda: "log p")() if fs else "none"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,19 +69,19 @@ def indices(input: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(C, (N, 1), generator=generator).to(input.device)
 
 
-def fused(input: Tensor, index: Tensor, bias: float, functions: Sequence[PointwiseLoss]) -> tuple[Tensor, ...]:
+def fused(input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]) -> tuple[Tensor, ...]:
     log_p_y, _, _, *sums = _fused.target_and_sums(input, index, bias, False, None, *functions)
     return log_p_y, *sums
 
 
-def plain(input: Tensor, index: Tensor, bias: float, functions: Sequence[PointwiseLoss]) -> tuple[Tensor, ...]:
+def plain(input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]) -> tuple[Tensor, ...]:
     log_p_y, sums = _target_and_sums(input, index, bias, functions)
     return log_p_y, *sums
 
 
 def check(
     input: Tensor,
-    functions: Sequence[PointwiseLoss],
+    functions: Sequence[ClassFunction],
     generator: torch.Generator,
     bias: float = 0.0,
     index: Tensor | None = None,
@@ -332,6 +338,20 @@ def test_whatever_the_default_dtype(generator: torch.Generator) -> None:
         torch.set_default_dtype(torch.float32)
 
 
+@runs_kernels
+def test_the_number_of_classes(generator: torch.Generator) -> None:
+    """It needs no kernel, so a loss that asks for it beside another sum has one all the same."""
+    input = logits((5, 16), torch.float32, generator)
+    index = indices(input, generator)
+    log_p_y, before, total, after = fused(input, index, 0.0, [NUM_CLASSES, GCELoss(), NUM_CLASSES])
+    assert (before == 16).all()
+    assert torch.equal(before, after)
+    values = fused(input, index, 0.0, [GCELoss()])
+    assert torch.equal(torch.stack([log_p_y, total]), torch.stack(values))
+    gradients = [torch.autograd.grad(sum(outputs).sum(), input)[0] for outputs in ((log_p_y, before, total), values)]
+    assert torch.equal(*gradients)
+
+
 # What is taken
 
 
@@ -350,6 +370,7 @@ def test_fusable() -> None:
     assert not _fused.fusable(input, index.to("meta"), [])
     assert not _fused.fusable(torch.nn.Parameter(input), index, [])
     assert not _fused.fusable(input, index, [Other()])
+    assert _fused.fusable(input, index, [NUM_CLASSES, GCELoss(), NUM_CLASSES])
     assert not _fused.fusable(input, index, [CELoss(), MAELoss()])
 
 
