@@ -16,10 +16,12 @@ from noisyloss._log_probs import (
     ClassFunction,
     add_bias,
     at_least_float32,
+    class_shares,
     class_sums,
     divergence_from_mean,
     is_eager,
     log_probs,
+    mean_distribution,
     target_and_sums,
     target_sums_and_divergence,
 )
@@ -104,13 +106,14 @@ class RobustLoss(nn.Module):
             and takes part of the robustness away. ``"auto"``: :math:`\log(C - 1)`, which puts the uniform prediction
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
-            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with :math:`g = (1 - i^2)^{1400\, \kappa\, r^8}`.
+            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with :math:`g = (1 - i^2)^{1400\, \kappa\, r^8 d^{16}}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
             the batch over :math:`\log \min(N, C)`; :math:`\kappa` is Cohen's, how far predictions and targets agree
-            beyond chance; and r is how far the surest predictions contradict their targets, the mean of
-            :math:`1 - p_y` with weights :math:`i^8`, over how far all do. These two are of the last few thousand
-            samples, the loss's only state, and between 0 and 1. So it ends by itself where the network has learned,
-            unless it errs where it is unsure only. Default: False.
+            beyond chance; r is how far the surest predictions contradict their targets, the mean of :math:`1 - p_y`
+            with weights :math:`i^8`, over how far all do; and d is the entropy of the mean prediction over that of the
+            mean target. These three are of the last few thousand samples, the loss's only state, and between 0 and 1.
+            So it ends by itself where the network has learned, unless it errs where it is unsure only, or has lost
+            some of the classes. Default: False.
 
     The last two act while the loss is in training mode and gradients are recorded, so not under :func:`torch.no_grad`.
 
@@ -262,8 +265,8 @@ class RobustLoss(nn.Module):
         functions = self.sums if self._plain else ()
         log_p_y, sums, divergence, mean = target_sums_and_divergence(input, index, functions, valid)
         values = self.per_class(log_p_y, sums) if self._plain else self._of_index(input, index, 0.0)
-        p_y, chance = log_p_y.detach().exp(), mean.flatten()[index]
-        return torch.lerp(values, -log_p_y, warmup.share(divergence, p_y, chance, input.shape[CLASS_DIM], valid))
+        labels = class_shares(index, mean, valid)
+        return torch.lerp(values, -log_p_y, warmup.share(divergence, log_p_y.detach().exp(), mean, labels, valid))
 
     def _mixed(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target, the class axis kept."""
@@ -275,9 +278,10 @@ class RobustLoss(nn.Module):
         if self._warmup is not None and self._acts():
             log_p = log_probs(input)
             values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
+            p_y = (target * log_p.exp()).sum(CLASS_DIM, keepdim=True)
             divergence, mean = divergence_from_mean(log_p, valid)
-            p_y, chance = ((target * p).sum(CLASS_DIM, keepdim=True) for p in (log_p.exp(), mean))
-            values = torch.lerp(values, -log_p, self._warmup.share(divergence, p_y, chance, num_classes, valid))
+            labels = mean_distribution(target.detach(), valid)
+            values = torch.lerp(values, -log_p, self._warmup.share(divergence, p_y, mean, labels, valid))
         else:
             bias = self._bias(num_classes)
             values = self._of_all(input + bias * target if bias else input)

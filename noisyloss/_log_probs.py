@@ -65,6 +65,15 @@ def mean_distribution(p: Tensor, counted: Tensor | None) -> Tensor:
     return mean if counted is None else mean.div_(mean.sum())
 
 
+def class_shares(index: Tensor, like: Tensor, counted: Tensor | None) -> Tensor:
+    """The share of every class in the indices counted, all if None; of the shape and dtype of ``like``."""
+    zeros = like.new_zeros(like.numel())
+    if counted is None:
+        return zeros.scatter_(0, index.flatten(), 1 / index.numel(), reduce="add").view_as(like)
+    numbers = zeros.scatter_add_(0, index.flatten(), counted.flatten().to(like.dtype))
+    return numbers.div_(numbers.sum()).view_as(like)
+
+
 def finite_log(p: Tensor) -> Tensor:
     return p.clamp(min=torch.finfo(p.dtype).tiny).log_()
 

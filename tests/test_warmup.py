@@ -34,19 +34,25 @@ def informed(p):
     return np.minimum((p * np.log(p / p.mean(0))).sum(1) / math.log(min(p.shape)), 1)
 
 
+def entropy(p):
+    return -sum(x * math.log(x) for x in p if x)
+
+
 def seen_by_numpy(p, targets):
     """Return what is remembered of a batch, from the probabilities and the targets, as distributions."""
     sureness, p_y = informed(p) ** 8, (p * targets).sum(1)
-    return np.array([np.mean(x) for x in (p_y, 1 - p_y, targets @ p.mean(0), sureness, sureness * (1 - p_y))])
+    means = [np.mean(x) for x in (p_y, 1 - p_y, sureness, sureness * (1 - p_y))]
+    return np.array([*means, entropy(p.mean(0)), entropy(targets.mean(0)), p.mean(0) @ targets.mean(0)])
 
 
 def share_by_numpy(p, seen):
     """Return the share from the probabilities, and from what is remembered."""
-    right, wrong, chance, sureness, surely_wrong = seen
+    right, wrong, sureness, surely_wrong, of_predictions, of_targets, chance = seen
     a, by_chance = right / (right + wrong), chance / (right + wrong)
     kappa = max((a - by_chance) / (1 - by_chance), 0)
     r = min(surely_wrong / sureness / (1 - a), 1)
-    return (1 - informed(p) ** 2) ** (1400 * kappa * r**8)
+    d = min(of_predictions / of_targets, 1) if of_targets else 1
+    return (1 - informed(p) ** 2) ** (1400 * kappa * r**8 * d**16)
 
 
 def of_numpy(p, targets):
@@ -58,8 +64,10 @@ def test_by_hand():
     p = np.array([[0.7, 0.3, 1e-9], [0.2, 0.8, 1e-9], [0.6, 0.4, 1e-9], [0.3, 0.7, 1e-9]])  # the second is the surest
     for second, surest_errs in ((0, True), (1, False)):
         targets = np.eye(3)[[0, second, 0, 1]]
-        a, _, chance, sureness, surely_wrong = seen_by_numpy(p, targets)
+        a, _, sureness, surely_wrong, of_predictions, of_targets, chance = seen_by_numpy(p, targets)
         assert (surely_wrong / sureness > 1 - a) == surest_errs
+        assert of_predictions == pytest.approx(-0.45 * math.log(0.45) - 0.55 * math.log(0.55), abs=1e-6)
+        assert of_targets == pytest.approx(math.log(4) - 0.75 * math.log(3) if surest_errs else math.log(2))
         assert (a - chance) / (1 - chance) == pytest.approx(1 / 7 if surest_errs else 0.4)
         expected = of_numpy(p, targets)
         assert np.ptp(expected) > 1e-3
@@ -75,6 +83,15 @@ def test_no_better_than_chance_keeps_cross_entropy():
     assert (share(logits, torch.arange(16) % 4 * (torch.arange(16) > 7)) < 0.9).any()
 
 
+def test_classes_that_are_never_predicted_keep_cross_entropy():
+    """A network that is sure of two classes out of four, and better than chance, though often wrong."""
+    logits = torch.tensor([[9.0, 0, 0, 0], [0, 9, 0, 0]], dtype=F64).repeat(8, 1)
+    place = torch.arange(16)
+    some, all_four = (place + (place % 8 < 2)) % 2, place % 4
+    assert (share(logits, some) < 1e-3).all()
+    assert (share(logits, all_four) > 0.9).all()
+
+
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 40), c=st.integers(2, 12), scale=st.floats(0.1, 4))
 def test_against_numpy(seed, n, c, scale):
     generator = np.random.default_rng(seed)
@@ -87,9 +104,9 @@ def test_against_numpy(seed, n, c, scale):
 
 
 def test_remembers_a_few_thousand_samples(generator):
-    """The surest of one batch are a handful: kappa and r are over the last batches, the older the less."""
+    """The surest of one batch are a handful: kappa, r and d are over the last batches, the older the less."""
     loss = MAELoss(warmup=True, reduction="none")
-    seen = np.zeros(5)
+    seen = np.zeros(7)
     for n in (40, 9, 700, 40):
         input, target = draw(generator, n, 5), torch.randint(5, (n,), generator=generator)
         p = input.softmax(1).numpy()
