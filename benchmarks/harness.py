@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import noisyloss
 from noisyloss import create_loss, l1_penalty
 from noisyloss.noise import asymmetric_matrix, corrupt, corrupt_by_instance, pairflip_matrix, symmetric_matrix
 
@@ -476,10 +477,16 @@ def device_name(device: torch.device) -> str:
 
 @functools.cache  # what runs is what was there at the start, whatever happens to the files in the hours after
 def git_commit() -> str | None:
-    """Return the short hash of the commit, -dirty if a tracked file differs; None outside git."""
+    """Return the short hash of the commit, -dirty if a tracked file differs; None outside git.
+
+    None too if the losses are not those of this repository, but of another clone or an installed wheel.
+    """
+    here, losses = Path(__file__).resolve().parent, Path(noisyloss.__file__).resolve()
+    if losses.parents[1] != here.parent:
+        return None
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip() or None

@@ -589,3 +589,13 @@ def test_a_run_of_hours_keeps_the_commit_it_started_with(monkeypatch):
     monkeypatch.setattr(harness.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, next(answers)))
     assert [harness.git_commit(), harness.git_commit()] == ["abc1234", "abc1234"]
     harness.git_commit.cache_clear()
+
+
+def test_no_commit_says_what_other_losses_than_these_are(monkeypatch, tmp_path):
+    harness.git_commit.cache_clear()
+    monkeypatch.setattr(harness.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "abc1234\n"))
+    assert harness.git_commit() == "abc1234"
+    harness.git_commit.cache_clear()
+    monkeypatch.setattr(harness.noisyloss, "__file__", str(tmp_path / "noisyloss" / "__init__.py"))
+    assert harness.git_commit() is None
+    harness.git_commit.cache_clear()
