@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noisyloss._base import PointwiseLoss, check_bool, check_number
-from noisyloss._log_probs import CLASS_DIM, one_minus_p
+from noisyloss._log_probs import CLASS_DIM, one_minus_p, power
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,12 +91,15 @@ class FocalLoss(PointwiseLoss, id="focal"):
         self.detach_modulator = check_bool("detach_modulator", detach_modulator)
 
     def f(self, log_p: Tensor) -> Tensor:
-        modulator = one_minus_p(log_p) ** self.gamma
+        return self._modulated(log_p, one_minus_p(log_p))
+
+    def _modulated(self, log_p: Tensor, q: Tensor) -> Tensor:
+        modulator = power(q, self.gamma)
         return (modulator.detach() if self.detach_modulator else modulator) * -log_p
 
     def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
         if p is None:
-            return super().class_sum(log_p)
+            return self._modulated(log_p, one_minus_p(log_p, log_p.exp())).sum(CLASS_DIM, keepdim=True)
         return -one_minus_p(log_p, p).pow_(self.gamma).mul_(log_p).sum(CLASS_DIM, keepdim=True)
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
