@@ -252,7 +252,7 @@ class _TargetAndSums(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
         affine = any(f.affine for f in functions)
-        all_rows = _row_blocks(input, spare=False)
+        all_rows = _row_blocks(input, 2 if diverging else 1)
         work = torch.empty_like(p[all_rows[0]]) if diverging else p
         blocks = []
         for rows in all_rows:
@@ -287,7 +287,7 @@ class _TargetAndSums(torch.autograd.Function):
         sum_log_p = below - input.shape[CLASS_DIM] * rest
         curved = [f for f in functions if not f.affine]
         of_rows = []
-        for rows in _row_blocks(input, spare=True) if curved else ():
+        for rows in _row_blocks(input, 4) if curved else ():
             log_p = _biased_log_p(softmax, input, index, bias, rows)
             of_rows.append([f.class_sum(log_p, p[rows]) for f in curved])
         of_curved = map(_join, zip(*of_rows, strict=True))
@@ -313,7 +313,7 @@ class _TargetAndSums(torch.autograd.Function):
         constants = [g * f.affine[1] for f, g in zip(functions, grad_sums, strict=True) if f.affine]
         curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if not f.affine]
         constant = sum(constants, torch.zeros_like(grad_y))
-        for rows in _row_blocks(input, spare=bool(curved)):
+        for rows in _row_blocks(input, 4 if curved else 1):
             y, p_block = index[rows], p[rows]
             by_log_p = constant[rows]  # of all classes, but for grad_y
             if curved:
@@ -336,11 +336,11 @@ def _join(blocks: Sequence[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(tuple(blocks))
 
 
-def _row_blocks(input: Tensor, *, spare: bool) -> list[slice]:
-    """Slices of rows that fit into a core's cache together, and leave room to spare for what is made of them.
+def _row_blocks(input: Tensor, tensors: int) -> list[slice]:
+    """Slices of rows of which so many tensors fit into a core's cache, the one to begin with and what is made of it.
 
     One slice where there is no such cache to fit into.
     """
-    size = _BLOCK // 4 if spare else _BLOCK
+    size = _BLOCK // tensors
     rows = max(1, size * input.shape[0] // input.numel()) if input.device.type == "cpu" else input.shape[0]
     return [slice(start, start + rows) for start in range(0, input.shape[0], rows)]

@@ -169,10 +169,13 @@ class _Spread(ClassFunction):
     """p (1 - p), whose sum over the classes is 1 - ‖p‖²."""
 
     def f(self, log_p: Tensor) -> Tensor:
-        return -torch.exp(log_p) * torch.expm1(log_p)
+        return self._of_p(log_p.exp())
+
+    def _of_p(self, p: Tensor) -> Tensor:
+        return p * (1 - p)
 
     def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
-        return super().class_sum(log_p) if p is None else (p * (1 - p)).sum(CLASS_DIM, keepdim=True)
+        return super().class_sum(log_p) if p is None else self._of_p(p).sum(CLASS_DIM, keepdim=True)
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
         return (1 - 2 * p).mul_(p)
