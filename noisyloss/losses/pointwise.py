@@ -221,5 +221,10 @@ class GCELoss(PointwiseLoss, id="gce"):
     def f(self, log_p: Tensor) -> Tensor:
         return -torch.expm1(self.q * log_p) / self.q
 
+    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        if self.q < 0.1:  # beside the number of classes the rest would lose its digits
+            return super().class_sum(log_p)
+        return (log_p.shape[CLASS_DIM] - torch.exp(self.q * log_p).sum(CLASS_DIM, keepdim=True)) / self.q
+
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
         return torch.exp(self.q * log_p).neg_()
