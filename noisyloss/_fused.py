@@ -97,8 +97,8 @@ def target_and_sums(
         input, index.contiguous(), bias, diverging, counted, *_varying(functions)
     )
     left = iter(of_varying)
-    num_classes = torch.full_like(log_p_y, input.shape[CLASS_DIM])
-    sums = (num_classes if function is NUM_CLASSES else next(left) for function in functions)
+    num_classes = input.shape[CLASS_DIM]
+    sums = (torch.full_like(log_p_y, num_classes) if f is NUM_CLASSES else next(left) for f in functions)
     return (log_p_y, divergence, mean, *sums)
 
 
