@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from noisyloss._log_probs import CLASS_DIM, LOG_P, NUM_CLASSES, differentiable_grad, finite_log
+from noisyloss._log_probs import CLASS_DIM, LOG_P, differentiable_grad, finite_log
 from noisyloss.losses.pointwise import CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
 
 try:
@@ -56,14 +56,10 @@ def fusable(input: Tensor, index: Tensor, functions: Sequence[ClassFunction]) ->
         and input.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and input.numel() > 0
         and index.device == input.device
-        and len(_varying(functions)) <= 1
-        and all(type(function) in _FORMS for function in _varying(functions))
+        and len(functions) <= 1
+        and all(type(function) in _FORMS for function in functions)
         and _runs(input.device, input.dtype)
     )
-
-
-def _varying(functions: Sequence[ClassFunction]) -> list[ClassFunction]:
-    return [function for function in functions if function is not NUM_CLASSES]
 
 
 @functools.cache
@@ -81,7 +77,7 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
 def target_and_sums(
     input: Tensor, index: Tensor, bias: float, diverging: bool, counted: Tensor | None, *functions: ClassFunction
 ) -> tuple[Tensor, ...]:
-    """``log_p[y]``, of shape (N, 1), the divergence from the mean and the mean, and the class sums; in float32.
+    """``log_p[y]``, of shape (N, 1), the divergence from the mean and the mean, and the class sum; in float32.
 
     Args:
         input: logits of shape (N, C), which :func:`fusable` accepts.
@@ -89,17 +85,14 @@ def target_and_sums(
         bias: is added to the logit of the class ``index``; 0 if diverging.
         diverging: whether to compute the second and the third, which are None else.
         counted: where a row belongs to the mean, of shape (N, 1); everywhere if None.
-        functions: at most one, and any number of NUM_CLASSES.
+        functions: none or one.
     """
     if input.stride(CLASS_DIM) != 1:  # between rows any stride will do, such as a slice has
         input = input.contiguous()
-    log_p_y, divergence, mean, *of_varying = _FusedTargetAndSums.apply(
-        input, index.contiguous(), bias, diverging, counted, *_varying(functions)
+    outputs: tuple[Tensor, ...] = _FusedTargetAndSums.apply(
+        input, index.contiguous(), bias, diverging, counted, *functions
     )
-    left = iter(of_varying)
-    num_classes = input.shape[CLASS_DIM]
-    sums = (torch.full_like(log_p_y, num_classes) if f is NUM_CLASSES else next(left) for f in functions)
-    return (log_p_y, divergence, mean, *sums)
+    return outputs
 
 
 class _FusedTargetAndSums(torch.autograd.Function):

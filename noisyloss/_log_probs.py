@@ -93,11 +93,6 @@ def one_minus_p(log_p: Tensor, p: Tensor | None = None) -> Tensor:
     return -torch.expm1(log_p.clamp(max=-eps)) if p is None else (1 - p).clamp(min=eps)
 
 
-def power(x: Tensor, exponent: float) -> Tensor:
-    """``x ** exponent``; compiled, a power is several times as slow as a root."""
-    return x.sqrt() if exponent == 0.5 else x**exponent
-
-
 def x_log_x(log_x: Tensor) -> Tensor:
     """``x log x``, 0 at 0, with a finite gradient down to the smallest finite ``log_x``."""
     return log_x.exp() * log_x.clamp(min=torch.finfo(log_x.dtype).min)
@@ -149,10 +144,10 @@ def target_and_sums(
     input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
-    if not _blockwise(input, len(functions) > 0):  # dynamo of torch 2.4 has no bool of a list
+    if not _blockwise(input, any(function is not NUM_CLASSES for function in functions)):
         return _target_and_sums(input, index, bias, functions)
-    log_p_y, _, _, *sums = _node(input, index, functions)(input, index, bias, False, None, *functions)
-    return log_p_y, tuple(sums)
+    log_p_y, sums, _, _ = _by_node(input, index, bias, False, None, functions)
+    return log_p_y, sums
 
 
 def target_sums_and_divergence(
@@ -162,8 +157,7 @@ def target_sums_and_divergence(
     if not _blockwise(input, True):
         log_p = log_probs(input)
         return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions), *divergence_from_mean(log_p, counted)
-    log_p_y, divergence, mean, *sums = _node(input, index, functions)(input, index, 0.0, True, counted, *functions)
-    return log_p_y, tuple(sums), divergence, mean
+    return _by_node(input, index, 0.0, True, counted, functions)
 
 
 def _target_and_sums(
@@ -205,6 +199,22 @@ def _blockwise(input: Tensor, sums: bool) -> bool:
         and input.requires_grad
         and torch.is_grad_enabled()
     )
+
+
+def _by_node(
+    input: Tensor,
+    index: Tensor,
+    bias: float,
+    diverging: bool,
+    counted: Tensor | None,
+    functions: Sequence[ClassFunction],
+) -> tuple[Tensor, tuple[Tensor, ...], Any, Any]:
+    """``log_p[y]``, the class sums, the divergence and the mean by a node, which need not be told of a constant."""
+    varying = [function for function in functions if function is not NUM_CLASSES]
+    log_p_y, divergence, mean, *sums = _node(input, index, varying)(input, index, bias, diverging, counted, *varying)
+    left, num_classes = iter(sums), input.shape[CLASS_DIM]
+    all_sums = (torch.full_like(log_p_y, num_classes) if f is NUM_CLASSES else next(left) for f in functions)
+    return log_p_y, tuple(all_sums), divergence, mean
 
 
 def _node(input: Tensor, index: Tensor, functions: Sequence[ClassFunction]) -> Callable[..., tuple[Any, ...]]:

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from noisyloss import APLLoss, CELoss, FocalLoss, GCELoss, MAELoss
-from noisyloss._log_probs import LOG_P, NUM_CLASSES, ClassFunction, _target_and_sums, divergence_from_mean
+from noisyloss._log_probs import (
+    LOG_P,
+    NUM_CLASSES,
+    ClassFunction,
+    _target_and_sums,
+    divergence_from_mean,
+    target_and_sums,
+)
 
 triton = pytest.importorskip("triton")
 
@@ -339,15 +346,20 @@ def test_whatever_the_default_dtype(generator: torch.Generator) -> None:
 
 
 @runs_kernels
-def test_the_number_of_classes(generator: torch.Generator) -> None:
+def test_the_number_of_classes(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
     """It needs no kernel, so a loss that asks for it beside another sum has one all the same."""
-    input = logits((5, 16), torch.float32, generator)
+    asked = []
+    monkeypatch.setattr(_log_probs, "_blockwise", lambda *args: True)
+    monkeypatch.setattr(_log_probs, "_node", lambda *args: asked.append(args) or _fused.target_and_sums)
+    input, gce = logits((5, 16), torch.float32, generator), GCELoss()
     index = indices(input, generator)
-    log_p_y, number, total = fused(input, index, 0.0, [NUM_CLASSES, GCELoss()])
-    assert (number == 16).all()
-    values = fused(input, index, 0.0, [GCELoss()])
+    log_p_y, (before, total, after) = target_and_sums(input, index, 0.0, [NUM_CLASSES, gce, NUM_CLASSES])
+    assert [functions for *_, functions in asked] == [[gce]]
+    assert (before == 16).all()
+    assert torch.equal(before, after)
+    values = fused(input, index, 0.0, [gce])
     assert torch.equal(torch.stack([log_p_y, total]), torch.stack(values))
-    gradients = [torch.autograd.grad(sum(outputs).sum(), input)[0] for outputs in ((log_p_y, number, total), values)]
+    gradients = [torch.autograd.grad(sum(outputs).sum(), input)[0] for outputs in ((log_p_y, before, total), values)]
     assert torch.equal(*gradients)
 
 
@@ -369,7 +381,6 @@ def test_fusable() -> None:
     assert not _fused.fusable(input, index.to("meta"), [])
     assert not _fused.fusable(torch.nn.Parameter(input), index, [])
     assert not _fused.fusable(input, index, [Other()])
-    assert _fused.fusable(input, index, [NUM_CLASSES, GCELoss(), NUM_CLASSES])
     assert not _fused.fusable(input, index, [CELoss(), MAELoss()])
 
 

@@ -219,6 +219,17 @@ def test_gradients_are_those_of_the_value(make_loss, path, generator):
     assert torch.autograd.gradgradcheck(make_loss(), (input, soft))
 
 
+@pytest.mark.parametrize("id", ["mae", "nmae", "nrce", "amse", "mse"])
+def test_a_masked_class_is_one_of_no_probability(id, path):
+    input, target = torch.tensor([[0.0, 1.0, -torch.inf], [2.0, 0.0, 1.0]]), torch.tensor([1, 2])
+    found = []
+    for logits in (input, input.clamp(min=-1e4)):
+        value = create_loss(id)(logits.requires_grad_(), target)
+        found.append(torch.cat([value[None], torch.autograd.grad(value, logits)[0].flatten()]))
+    assert found[0].isfinite().all()
+    assert torch.equal(*found)
+
+
 LAYOUTS = {
     "contiguous": lambda draw: draw(20, 7),
     "transposed": lambda draw: draw(7, 20).t(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noisyloss._base import PointwiseLoss, check_bool, check_number
-from noisyloss._log_probs import CLASS_DIM, one_minus_p, power
+from noisyloss._log_probs import CLASS_DIM, one_minus_p
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ class FocalLoss(PointwiseLoss, id="focal"):
         return self._modulated(log_p, one_minus_p(log_p))
 
     def _modulated(self, log_p: Tensor, q: Tensor) -> Tensor:
-        modulator = power(q, self.gamma)
+        modulator = q.sqrt() if self.gamma == 0.5 else q**self.gamma  # compiled, a power is several times as slow
         return (modulator.detach() if self.detach_modulator else modulator) * -log_p
 
     def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
