@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from noisyloss._log_probs import (
     CLASS_DIM,
+    LOG_P,
     ClassFunction,
     add_bias,
     at_least_float32,
@@ -106,12 +107,14 @@ class RobustLoss(nn.Module):
             and takes part of the robustness away. ``"auto"``: :math:`\log(C - 1)`, which puts the uniform prediction
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
-            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with :math:`g = (1 - i^2)^{1400\, \kappa\, r^8 d^{16}}`.
+            :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with
+            :math:`g = (1 - i^2)^{1000\, d^{16} (\kappa\, r^8 + (10\, \kappa\, u\, (1 - r))^3)}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
             the batch over :math:`\log \min(N, C)`; :math:`\kappa` is Cohen's, how far predictions and targets agree
             beyond chance; r is how far the surest predictions contradict their targets, the mean of :math:`1 - p_y`
-            with weights :math:`i^8`, over how far all do; and d is the entropy of the mean prediction over that of the
-            mean target. These three are of the last few thousand samples, the loss's only state, and between 0 and 1.
+            with weights :math:`i^8`, over how far all do; u is the share of targets less likely than the geometric mean
+            of the classes, with weights :math:`i^2`; and d is the entropy of the mean prediction over that of the mean
+            target. These four are of the last few thousand samples, the loss's only state, and between 0 and 1.
             So it ends by itself where the network has learned, unless it errs where it is unsure only, or has lost
             some of the classes. Default: False.
 
@@ -262,11 +265,13 @@ class RobustLoss(nn.Module):
 
     def _warming_up(self, warmup: Warmup, input: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
         """Return the loss of every sample as far as its prediction is informed, and cross entropy as far as not."""
-        functions = self.sums if self._plain else ()
+        own = [*self.sums] if self._plain else []
+        functions = own if LOG_P in own else [*own, LOG_P]
         log_p_y, sums, divergence, mean = target_sums_and_divergence(input, index, functions, valid)
-        values = self.per_class(log_p_y, sums) if self._plain else self._of_index(input, index, 0.0)
-        labels = class_shares(index, mean, valid)
-        return torch.lerp(values, -log_p_y, warmup.share(divergence, log_p_y.detach().exp(), mean, labels, valid))
+        values = self.per_class(log_p_y, sums[: len(own)]) if self._plain else self._of_index(input, index, 0.0)
+        unlikely = log_p_y * input.shape[CLASS_DIM] < sums[functions.index(LOG_P)]
+        labels, p_y = class_shares(index, mean, valid), log_p_y.detach().exp()
+        return torch.lerp(values, -log_p_y, warmup.share(divergence, p_y, unlikely, mean, labels, valid))
 
     def _mixed(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target, the class axis kept."""
@@ -279,9 +284,10 @@ class RobustLoss(nn.Module):
             log_p = log_probs(input)
             values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
             p_y = (target * log_p.exp()).sum(CLASS_DIM, keepdim=True)
+            unlikely = (target * (log_p < log_p.mean(CLASS_DIM, keepdim=True))).sum(CLASS_DIM, keepdim=True)
             divergence, mean = divergence_from_mean(log_p, valid)
             labels = mean_distribution(target.detach(), valid)
-            values = torch.lerp(values, -log_p, self._warmup.share(divergence, p_y, mean, labels, valid))
+            values = torch.lerp(values, -log_p, self._warmup.share(divergence, p_y, unlikely, mean, labels, valid))
         else:
             bias = self._bias(num_classes)
             values = self._of_all(input + bias * target if bias else input)

@@ -17,7 +17,9 @@ SPAN = 2560  # samples after which a batch has faded to a third or so: twenty ba
 
 
 class Warmup(nn.Module):
-    """The share of cross entropy in each sample's loss, ``(1 - i**2) ** (1400 kappa r**8 d**16)``.
+    """The share of cross entropy in each sample's loss.
+
+    It is ``(1 - i**2) ** (1000 d**16 (kappa r**8 + (10 kappa u (1 - r))**3))``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -25,10 +27,13 @@ class Warmup(nn.Module):
     classes give alone: as long as they do not, who is wrong cannot be told.
     r is how far the surest predictions contradict their targets over how far all do. Where labels are right,
     predictions err the less the surer they are; wrong labels contradict sure and unsure ones alike.
+    But a network that memorises wrong labels while it learns is the surer the more it has memorised, so r says that
+    all is well. u tells it from one that learns from right labels: it is how many labels predictions hold for less
+    likely than the average class, where they say much. A hard sample's label is seldom among those; a wrong one often.
     d is the entropy of the mean prediction over that of the mean target: a network that has lost some of the classes
     is sure and wrong, whatever the labels, and the robust loss would never find them again.
 
-    kappa, r and d are those of the last few thousand samples. In one batch the surest are a handful, and where those
+    kappa, r, u and d are those of the last few thousand samples. In one batch the surest are a handful, and where those
     err the loss would pass to the robust one, which makes sure of what it believes: too early, and for good.
     """
 
@@ -36,32 +41,41 @@ class Warmup(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("tally", torch.zeros(7))
+        self.register_buffer("tally", torch.zeros(9))
 
     @torch.no_grad()
     def share(
-        self, divergence: Tensor, p_y: Tensor, mean: Tensor, mean_target: Tensor, counted: Tensor | None
+        self,
+        divergence: Tensor,
+        p_y: Tensor,
+        unlikely: Tensor,
+        mean: Tensor,
+        mean_target: Tensor,
+        counted: Tensor | None,
     ) -> Tensor:
         """Return the share for each sample, and count those ``counted``, all if None."""
         most = math.log(max(2, min(mean.numel(), divergence.numel())))
         i2 = (divergence / most).square().clamp(max=1)
-        sureness, right, wrong = i2.pow(4), p_y, 1 - p_y
+        wrong, i8 = 1 - p_y, i2.pow(4)
+        samples = torch.stack([p_y, wrong, i2, i2 * unlikely, i8, i8 * wrong])
         if counted is not None:
-            sureness, right, wrong = (x.where(counted, 0.0) for x in (sureness, right, wrong))
-        of_samples = torch.stack([right, wrong, sureness, sureness * wrong]).flatten(1).mean(1)
+            samples = samples.where(counted, 0.0)
         entropies = torch.special.entr(mean), torch.special.entr(mean_target)
-        of_classes = torch.stack([*entropies, mean * mean_target]).flatten(1).sum(1)
+        classes = torch.stack([*entropies, mean * mean_target]).flatten(1).sum(1)
         if counted is not None:
-            of_classes = of_classes * counted.to(i2.dtype).mean()
-        all_right, all_wrong, surest, surest_wrong, entropy, most_entropy, chance = self._tallied(
-            torch.cat([of_samples, of_classes]), i2.numel()
+            classes = classes * counted.to(i2.dtype).mean()
+        all_right, all_wrong, sum_i2, unlikely_i2, sum_i8, wrong_i8, entropy, most_entropy, chance = self._tallied(
+            torch.cat([samples.flatten(1).mean(1), classes]), i2.numel()
         )
         total, tiny = all_right + all_wrong, torch.finfo(i2.dtype).tiny
-        kappa = 1 - all_wrong / (total - chance + tiny)
-        r = surest_wrong * total / (surest * all_wrong + tiny)
-        d = entropy / (most_entropy + tiny)
-        kappa, r, d = (x.clamp(0, 1) if isinstance(x, Tensor) else min(max(x, 0.0), 1.0) for x in (kappa, r, d))
-        return (1 - i2).pow(1400 * kappa * r**8 * d**16)
+        shares = (
+            1 - all_wrong / (total - chance + tiny),
+            wrong_i8 * total / (sum_i8 * all_wrong + tiny),
+            unlikely_i2 / (sum_i2 + tiny),
+            entropy / (most_entropy + tiny),
+        )
+        kappa, r, u, d = (x.clamp(0, 1) if isinstance(x, Tensor) else min(max(x, 0.0), 1.0) for x in shares)
+        return (1 - i2).pow(1000 * d**16 * (kappa * r**8 + (10 * kappa * u * (1 - r)) ** 3))
 
     def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
         """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""

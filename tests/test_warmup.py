@@ -40,19 +40,21 @@ def entropy(p):
 
 def seen_by_numpy(p, targets):
     """Return what is remembered of a batch, from the probabilities and the targets, as distributions."""
-    sureness, p_y = informed(p) ** 8, (p * targets).sum(1)
-    means = [np.mean(x) for x in (p_y, 1 - p_y, sureness, sureness * (1 - p_y))]
+    i, p_y = informed(p), (p * targets).sum(1)
+    unlikely = (targets * (np.log(p) < np.log(p).mean(1, keepdims=True))).sum(1)
+    means = [np.mean(x) for x in (p_y, 1 - p_y, i**2, i**2 * unlikely, i**8, i**8 * (1 - p_y))]
     return np.array([*means, entropy(p.mean(0)), entropy(targets.mean(0)), p.mean(0) @ targets.mean(0)])
 
 
 def share_by_numpy(p, seen):
     """Return the share from the probabilities, and from what is remembered."""
-    right, wrong, sureness, surely_wrong, of_predictions, of_targets, chance = seen
+    right, wrong, informed_, unlikely, sureness, surely_wrong, of_predictions, of_targets, chance = seen
     a, by_chance = right / (right + wrong), chance / (right + wrong)
     kappa = max((a - by_chance) / (1 - by_chance), 0)
     r = min(surely_wrong / sureness / (1 - a), 1)
+    u = unlikely / informed_
     d = min(of_predictions / of_targets, 1) if of_targets else 1
-    return (1 - informed(p) ** 2) ** (1400 * kappa * r**8 * d**16)
+    return (1 - informed(p) ** 2) ** (1000 * d**16 * (kappa * r**8 + (10 * kappa * u * (1 - r)) ** 3))
 
 
 def of_numpy(p, targets):
@@ -64,8 +66,9 @@ def test_by_hand():
     p = np.array([[0.7, 0.3, 1e-9], [0.2, 0.8, 1e-9], [0.6, 0.4, 1e-9], [0.3, 0.7, 1e-9]])  # the second is the surest
     for second, surest_errs in ((0, True), (1, False)):
         targets = np.eye(3)[[0, second, 0, 1]]
-        a, _, sureness, surely_wrong, of_predictions, of_targets, chance = seen_by_numpy(p, targets)
+        a, _, _, unlikely, sureness, surely_wrong, of_predictions, of_targets, chance = seen_by_numpy(p, targets)
         assert (surely_wrong / sureness > 1 - a) == surest_errs
+        assert unlikely == 0
         assert of_predictions == pytest.approx(-0.45 * math.log(0.45) - 0.55 * math.log(0.55), abs=1e-6)
         assert of_targets == pytest.approx(math.log(4) - 0.75 * math.log(3) if surest_errs else math.log(2))
         assert (a - chance) / (1 - chance) == pytest.approx(1 / 7 if surest_errs else 0.4)
@@ -73,6 +76,34 @@ def test_by_hand():
         assert np.ptp(expected) > 1e-3
         found = share(torch.tensor(p).log(), torch.tensor(targets).argmax(1))
         torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_unlikely_labels_by_hand():
+    """A label is unlikely below the geometric mean of the classes, which is 0.262 in the first row and 0.126 after."""
+    p = np.array([[0.6, 0.3, 0.1], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]])
+    i = informed(p)
+    for labels, expected in (
+        ([0, 1, 2], 0),
+        ([1, 1, 2], 0),
+        ([2, 1, 2], i[0] ** 2),
+        ([2, 1, 0], i[0] ** 2 + i[2] ** 2),
+    ):
+        seen = seen_by_numpy(p, np.eye(3)[labels])
+        assert seen[3] == pytest.approx(expected / 3)
+        expected = torch.tensor(share_by_numpy(p, seen))
+        torch.testing.assert_close(share(torch.tensor(p).log(), torch.tensor(labels)), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_tells_memorised_labels_from_hard_samples():
+    """The surest are right in both, of the others most err: about a likely class, or about any."""
+    sure = 6 * torch.eye(6, dtype=F64).repeat(4, 1)
+    unsure = torch.eye(6, dtype=F64).repeat(4, 1) * 3 + torch.eye(6, dtype=F64).roll(1, 1).repeat(4, 1) * 2
+    input, right = torch.cat([sure, unsure]), torch.arange(48) % 6
+    hard, random = right.clone(), right.clone()
+    hard[24:42] = (right[24:42] + 1) % 6  # the second most likely class
+    random[24:42] = (right[24:42] + 2 + torch.arange(18) % 4) % 6
+    assert (share(input, hard)[:24] > 0.9).all()
+    assert (share(input, random)[:24] < 0.5).all()
 
 
 def test_no_better_than_chance_keeps_cross_entropy():
@@ -104,9 +135,9 @@ def test_against_numpy(seed, n, c, scale):
 
 
 def test_remembers_a_few_thousand_samples(generator):
-    """The surest of one batch are a handful: kappa, r and d are over the last batches, the older the less."""
+    """The surest of one batch are a handful: kappa, r, u and d are over the last batches, the older the less."""
     loss = MAELoss(warmup=True, reduction="none")
-    seen = np.zeros(7)
+    seen = np.zeros(9)
     for n in (40, 9, 700, 40):
         input, target = draw(generator, n, 5), torch.randint(5, (n,), generator=generator)
         p = input.softmax(1).numpy()
@@ -172,7 +203,7 @@ def test_stays_where_the_surest_are_right(generator):
     """Labels that contradict all predictions alike are the labels' fault; else the predictions err, and go on."""
     sure, unsure = 6 * torch.eye(4, dtype=F64).repeat(8, 1), 0.5 * draw(generator, 32, 4)
     input, right = torch.cat([sure, unsure]), torch.arange(32) % 4
-    of_unsure = torch.randint(4, (32,), generator=generator)
+    of_unsure = unsure.argsort(1)[range(32), 2 + torch.randint(2, (32,), generator=generator)]  # of the best two
     wrong = right.clone()
     wrong[::2] = (right[::2] + 1 + torch.randint(3, (16,), generator=generator)) % 4
     of_right, of_wrong = (share(input, torch.cat([target, of_unsure]))[:32] for target in (right, wrong))
