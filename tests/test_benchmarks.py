@@ -573,6 +573,20 @@ def test_clusters_are_what_they_say():
     assert set(task.mapping) | set(task.mapping.values()) == set(range(100))
 
 
+def test_few_images_are_the_first_as_they_are():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (9, 32, 32, 3), generator=generator, dtype=torch.uint8).numpy()
+    task = cifar10.cifar10(images, range(9), images[:2], [0, 1], torch.device("cpu"))
+    few = swap.few_images(task, 5)
+    assert few.train_targets.tolist() == [0, 1, 2, 3, 4]
+    assert few.test_targets.tolist() == [0, 1]
+    order = [torch.tensor([4, 0]), torch.tensor([3, 1])]
+    for index, batch in zip(order, few.epoch_inputs(order, generator), strict=True):
+        assert torch.equal(batch, task.train_inputs(index))
+    assert not torch.equal(next(iter(task.epoch_inputs(order, generator))), task.train_inputs(order[0]))
+    assert len(few.features) == 5
+
+
 def test_the_drop_in_goes_by_its_name():
     def row(spec):
         name, given = parse_loss(spec)
