@@ -88,7 +88,7 @@ def clusters(classes: int) -> Task:
 
 
 def few_images(task: Task, count: int = 10_000) -> Task:
-    """Keep the first images only, and as they are: cross entropy memorises these within a few epochs."""
+    """Keep the first images only, and as they are: cross entropy soon memorises these."""
     return dataclasses.replace(
         task,
         name="cifar10-10k",

@@ -102,10 +102,10 @@ def test_tells_memorised_labels_from_hard_samples():
     hard, random = right.clone(), right.clone()
     hard[24:42] = (right[24:42] + 1) % 6  # the second most likely class
     random[24:42] = (right[24:42] + 2 + torch.arange(18) % 4) % 6
-    for given in (hard, torch.nn.functional.one_hot(hard, 6).to(F64)):
-        assert (share(input, given)[:24] > 0.9).all()
-    for given in (random, torch.nn.functional.one_hot(random, 6).to(F64)):
-        assert (share(input, given)[:24] < 0.5).all()
+    for targets in (hard, torch.nn.functional.one_hot(hard, 6).to(F64)):
+        assert (share(input, targets)[:24] > 0.9).all()
+    for targets in (random, torch.nn.functional.one_hot(random, 6).to(F64)):
+        assert (share(input, targets)[:24] < 0.5).all()
 
 
 def test_no_better_than_chance_keeps_cross_entropy():
