@@ -13,18 +13,17 @@ from torch import Tensor, nn
 
 from noisyloss._log_probs import (
     CLASS_DIM,
-    LOG_P,
     ClassFunction,
     add_bias,
     at_least_float32,
     class_shares,
     class_sums,
-    divergence_from_mean,
     is_eager,
     log_probs,
     mean_distribution,
+    spread,
     target_and_sums,
-    target_sums_and_divergence,
+    target_sums_and_spread,
 )
 from noisyloss._warmup import Warmup
 
@@ -265,13 +264,11 @@ class RobustLoss(nn.Module):
 
     def _warming_up(self, warmup: Warmup, input: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
         """Return the loss of every sample as far as its prediction is informed, and cross entropy as far as not."""
-        own = [*self.sums] if self._plain else []
-        functions = own if LOG_P in own else [*own, LOG_P]
-        log_p_y, sums, divergence, mean = target_sums_and_divergence(input, index, functions, valid)
-        values = self.per_class(log_p_y, sums[: len(own)]) if self._plain else self._of_index(input, index, 0.0)
-        unlikely = log_p_y * input.shape[CLASS_DIM] < sums[functions.index(LOG_P)]
-        labels, p_y = class_shares(index, mean, valid), log_p_y.detach().exp()
-        return torch.lerp(values, -log_p_y, warmup.share(divergence, p_y, unlikely, mean, labels, valid))
+        log_p_y, sums, seen = target_sums_and_spread(input, index, self.sums if self._plain else (), valid)
+        values = self.per_class(log_p_y, sums) if self._plain else self._of_index(input, index, 0.0)
+        p_y, unlikely = log_p_y.detach().exp(), log_p_y < seen.mean_log_p
+        labels = class_shares(index, seen.mean, valid)
+        return torch.lerp(values, -log_p_y, warmup.share(seen, p_y, unlikely, labels, valid))
 
     def _mixed(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target, the class axis kept."""
@@ -283,11 +280,11 @@ class RobustLoss(nn.Module):
         if self._warmup is not None and self._acts():
             log_p = log_probs(input)
             values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
+            seen = spread(log_p, valid)
             p_y = (target * log_p.exp()).sum(CLASS_DIM, keepdim=True)
-            unlikely = (target * (log_p < log_p.mean(CLASS_DIM, keepdim=True))).sum(CLASS_DIM, keepdim=True)
-            divergence, mean = divergence_from_mean(log_p, valid)
+            unlikely = (target * (log_p < seen.mean_log_p)).sum(CLASS_DIM, keepdim=True)
             labels = mean_distribution(target.detach(), valid)
-            values = torch.lerp(values, -log_p, self._warmup.share(divergence, p_y, unlikely, mean, labels, valid))
+            values = torch.lerp(values, -log_p, self._warmup.share(seen, p_y, unlikely, labels, valid))
         else:
             bias = self._bias(num_classes)
             values = self._of_all(input + bias * target if bias else input)

@@ -1,7 +1,7 @@
 """The node of ``_log_probs`` for CUDA: Triton kernels that keep nothing of size N×C but the logits, there anyway.
 
 One kernel each way serves the whole family; a class function enters by its form in :func:`_f`, which gives f and f'.
-Two more make the divergence from the mean prediction, which the warm-up asks for.
+Two more make the spread of the predictions, which the warm-up asks for.
 This module is to be imported when the first CUDA tensor comes; it imports without Triton too.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from noisyloss._log_probs import CLASS_DIM, LOG_P, differentiable_grad, finite_log
+from noisyloss._log_probs import CLASS_DIM, LOG_P, Spread, differentiable_grad, finite_log
 from noisyloss.losses.pointwise import CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
 
 try:
@@ -75,22 +75,22 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def target_and_sums(
-    input: Tensor, index: Tensor, bias: float, diverging: bool, counted: Tensor | None, *functions: ClassFunction
+    input: Tensor, index: Tensor, bias: float, spreads: bool, counted: Tensor | None, *functions: ClassFunction
 ) -> tuple[Tensor, ...]:
-    """``log_p[y]``, of shape (N, 1), the divergence from the mean and the mean, and the class sum; in float32.
+    """``log_p[y]``, of shape (N, 1), the fields of the spread, and the class sum; in float32.
 
     Args:
         input: logits of shape (N, C), which :func:`fusable` accepts.
         index: class indices of shape (N, 1).
-        bias: is added to the logit of the class ``index``; 0 if diverging.
-        diverging: whether to compute the second and the third, which are None else.
+        bias: is added to the logit of the class ``index``; 0 if the spread is asked for.
+        spreads: whether to compute the spread, whose fields are None else.
         counted: where a row belongs to the mean, of shape (N, 1); everywhere if None.
         functions: none or one.
     """
     if input.stride(CLASS_DIM) != 1:  # between rows any stride will do, such as a slice has
         input = input.contiguous()
     outputs: tuple[Tensor, ...] = _FusedTargetAndSums.apply(
-        input, index.contiguous(), bias, diverging, counted, *functions
+        input, index.contiguous(), bias, spreads, counted, *functions
     )
     return outputs
 
@@ -102,31 +102,32 @@ class _FusedTargetAndSums(torch.autograd.Function):
         input: Tensor,
         index: Tensor,
         bias: float,
-        diverging: bool,
+        spreads: bool,
         counted: Tensor | None,
         *functions: ClassFunction,
     ) -> tuple[Tensor | None, ...]:
         empty = functools.partial(torch.empty, dtype=torch.float32, device=input.device)
         log_p_y, sum_f, peak, log_z, sum_slope = (empty(index.shape) for _ in range(5))
         _launch(_forward, bias, functions, input, index, log_p_y, sum_f, peak, log_z, sum_slope)
-        divergence = mean = None
-        if diverging:
+        found: Sequence[Tensor | None] = [None] * len(Spread._fields)
+        if spreads:
             N, C = input.shape
-            divergence, sums = empty(index.shape), empty(triton.cdiv(N, _SPAN * _tile(C)[0]), C)
+            divergence, mean_log_p = empty(index.shape), empty(index.shape)
+            sums = empty(triton.cdiv(N, _SPAN * _tile(C)[0]), C)
             log_z_counted = log_z if counted is None else log_z.where(counted, math.inf)
             _launch(_column_sums, bias, (), input, peak, log_z_counted, sums)
             mean = sums.sum(0, keepdim=True)
             mean /= mean.sum()
-            _launch(_divergence, bias, (), input, peak, log_z, finite_log(mean), divergence)
-            ctx.mark_non_differentiable(divergence, mean)
+            _launch(_spread, bias, (), input, peak, log_z, finite_log(mean), divergence, mean_log_p)
+            found = Spread(divergence, mean_log_p, mean)
+            ctx.mark_non_differentiable(*found)
         ctx.save_for_backward(input, index, peak, log_z, sum_slope)
         ctx.bias, ctx.functions = bias, functions
-        return (log_p_y, divergence, mean, *([sum_f] if functions else []))
+        return (log_p_y, *found, *([sum_f] if functions else []))
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_y: Tensor, _of_divergence: Tensor | None, _of_mean: Tensor | None, *grad_sums: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_sums = grads[len(Spread._fields) :]
         input, index, *scalars = ctx.saved_tensors
         no_grads = (None,) * (4 + len(ctx.functions))
         if torch.is_grad_enabled():
@@ -263,8 +264,8 @@ def _column_sums(
 
 
 @_jit
-def _divergence(
-    input, peak, log_z, log_mean, divergence,
+def _spread(
+    input, peak, log_z, log_mean, divergence, mean_log_p,
     N, C, stride, bias, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     C *= ALIGN
@@ -272,12 +273,15 @@ def _divergence(
     in_N = row < N
     top, rest = tl.load(peak + row, mask=in_N), tl.load(log_z + row, mask=in_N)
     total = tl.zeros([ROWS, 1], tl.float32)
+    below_top = tl.zeros([ROWS, 1], tl.float32)  # of one sign, so nothing cancels
     for start in range(0, C, BLOCK):
         k = start + tl.arange(0, BLOCK)[None, :]
-        log_p = _values(input + row * (stride * ALIGN) + k, in_N & (k < C)) - top - rest
-        above_mean = log_p - tl.load(log_mean + k, mask=k < C)
-        total += tl.sum(tl.where(k < C, tl.exp(log_p) * above_mean, 0.0), axis=1, keep_dims=True)
+        below = _values(input + row * (stride * ALIGN) + k, in_N & (k < C)) - top
+        below_top += tl.sum(tl.where(k < C, below, 0.0), axis=1, keep_dims=True)
+        above_mean = below - rest - tl.load(log_mean + k, mask=k < C)
+        total += tl.sum(tl.where(k < C, tl.exp(below - rest) * above_mean, 0.0), axis=1, keep_dims=True)
     tl.store(divergence + row, total, mask=in_N)
+    tl.store(mean_log_p + row, below_top / C - rest, mask=in_N)
 
 
 @_jit

@@ -50,12 +50,24 @@ def at_least_float32(input: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, torch.float32)
 
 
-def divergence_from_mean(log_p: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The KL divergence of every prediction from the mean of those counted, all if None, and that mean; no gradient."""
+class Spread(NamedTuple):
+    """How predictions differ from each other and over the classes, without gradient; the class axis kept."""
+
+    divergence: Tensor
+    """Of every prediction from the mean, by Kullback and Leibler."""
+    mean_log_p: Tensor
+    """Over the classes, of every prediction."""
+    mean: Tensor
+    """Of the predictions that are counted."""
+
+
+def spread(log_p: Tensor, counted: Tensor | None) -> Spread:
+    """The spread of these predictions, all of which count if None."""
     log_p = log_p.detach()
     p = log_p.exp()
     mean = mean_distribution(p, counted)
-    return (log_p - finite_log(mean)).mul_(p).sum(CLASS_DIM, keepdim=True), mean
+    divergence = (log_p - finite_log(mean)).mul_(p).sum(CLASS_DIM, keepdim=True)
+    return Spread(divergence, log_p.mean(CLASS_DIM, keepdim=True), mean)
 
 
 def mean_distribution(p: Tensor, counted: Tensor | None) -> Tensor:
@@ -146,18 +158,19 @@ def target_and_sums(
     """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
     if not _blockwise(input, any(function is not NUM_CLASSES for function in functions)):
         return _target_and_sums(input, index, bias, functions)
-    log_p_y, sums, _, _ = _by_node(input, index, bias, False, None, functions)
+    log_p_y, sums, _ = _by_node(input, index, bias, False, None, functions)
     return log_p_y, sums
 
 
-def target_sums_and_divergence(
+def target_sums_and_spread(
     input: Tensor, index: Tensor, functions: Sequence[ClassFunction], counted: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
-    """The same with :func:`divergence_from_mean`, which has no gradient."""
+) -> tuple[Tensor, tuple[Tensor, ...], Spread]:
+    """The same with the :func:`spread`."""
     if not _blockwise(input, True):
         log_p = log_probs(input)
-        return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions), *divergence_from_mean(log_p, counted)
-    return _by_node(input, index, 0.0, True, counted, functions)
+        return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions), spread(log_p, counted)
+    log_p_y, sums, found = _by_node(input, index, 0.0, True, counted, functions)
+    return log_p_y, sums, Spread(*found)
 
 
 def _target_and_sums(
@@ -205,16 +218,17 @@ def _by_node(
     input: Tensor,
     index: Tensor,
     bias: float,
-    diverging: bool,
+    spreads: bool,
     counted: Tensor | None,
     functions: Sequence[ClassFunction],
-) -> tuple[Tensor, tuple[Tensor, ...], Any, Any]:
-    """``log_p[y]``, the class sums, the divergence and the mean by a node, which need not be told of a constant."""
+) -> tuple[Tensor, tuple[Tensor, ...], Sequence[Any]]:
+    """``log_p[y]``, the class sums and the spread by a node, which need not be told of a constant."""
     varying = [function for function in functions if function is not NUM_CLASSES]
-    log_p_y, divergence, mean, *sums = _node(input, index, varying)(input, index, bias, diverging, counted, *varying)
-    left, num_classes = iter(sums), input.shape[CLASS_DIM]
+    log_p_y, *outputs = _node(input, index, varying)(input, index, bias, spreads, counted, *varying)
+    size = len(Spread._fields)
+    left, num_classes = iter(outputs[size:]), input.shape[CLASS_DIM]
     all_sums = (torch.full_like(log_p_y, num_classes) if f is NUM_CLASSES else next(left) for f in functions)
-    return log_p_y, tuple(all_sums), divergence, mean
+    return log_p_y, tuple(all_sums), outputs[:size]
 
 
 def _node(input: Tensor, index: Tensor, functions: Sequence[ClassFunction]) -> Callable[..., tuple[Any, ...]]:
@@ -256,37 +270,37 @@ class _TargetAndSums(torch.autograd.Function):
         input: Tensor,
         index: Tensor,
         bias: float,
-        diverging: bool,
+        spreads: bool,
         counted: Tensor | None,
         *functions: ClassFunction,
     ) -> tuple[Tensor | None, ...]:
         p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
         affine = any(f.affine for f in functions)
-        all_rows = _row_blocks(input, 2 if diverging else 1)
-        work = torch.empty_like(p[all_rows[0]]) if diverging else p
+        all_rows = _row_blocks(input, 2 if spreads else 1)
+        work = torch.empty_like(p[all_rows[0]]) if spreads else p
         blocks = []
         for rows in all_rows:
             z, p_block = input[rows], p[rows]
             peak = below = p_below = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
-            if affine or diverging:
-                z_below = torch.sub(z, peak, out=work[: len(z)] if diverging else p_block)
-                below = z_below.sum(CLASS_DIM, keepdim=True) if affine else peak
+            if affine or spreads:
+                z_below = torch.sub(z, peak, out=work[: len(z)] if spreads else p_block)
+                below = z_below.sum(CLASS_DIM, keepdim=True)
             torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
-            if diverging:
+            if spreads:
                 p_below = z_below.mul_(p_block).sum(CLASS_DIM, keepdim=True)
             blocks.append((peak, p_block.amax(CLASS_DIM, keepdim=True).log_().neg_(), below, p_below))
         peak, rest, below, p_below = map(_join, zip(*blocks, strict=True))
         z_y = input.gather(CLASS_DIM, index).sub(peak)
         log_p_y = z_y - rest
-        divergence = mean = None
-        if diverging:
+        found: Sequence[Tensor | None] = [None] * len(Spread._fields)
+        if spreads:
             mean = mean_distribution(p, counted)
             log_mean = finite_log(mean)
             p_log_mean = [
                 torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True) for rows in all_rows
             ]
-            divergence = p_below - rest - _join(p_log_mean)
-            ctx.mark_non_differentiable(divergence, mean)
+            found = Spread(p_below - rest - _join(p_log_mean), below / input.shape[CLASS_DIM] - rest, mean)
+            ctx.mark_non_differentiable(*found)
         if bias:  # log p of the others falls, that of y gains
             fall = torch.logaddexp(torch.log1p(-log_p_y.exp()), log_p_y + bias)
             rest = rest + fall
@@ -307,12 +321,11 @@ class _TargetAndSums(torch.autograd.Function):
         ]
         ctx.save_for_backward(input, index, *softmax)
         ctx.bias, ctx.functions = bias, functions
-        return (log_p_y, divergence, mean, *sums)
+        return (log_p_y, *found, *sums)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_y: Tensor, _of_divergence: Tensor | None, _of_mean: Tensor | None, *grad_sums: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_sums = grads[len(Spread._fields) :]
         input, index, p, peak, rest = ctx.saved_tensors
         softmax = Softmax(p, peak, rest)
         bias, functions = ctx.bias, ctx.functions

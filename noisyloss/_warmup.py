@@ -13,6 +13,8 @@ from noisyloss._log_probs import is_eager, is_transformed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from noisyloss._log_probs import Spread
+
 SPAN = 2560  # samples after which a batch has faded to a third or so: twenty batches of 128
 
 
@@ -44,16 +46,9 @@ class Warmup(nn.Module):
         self.register_buffer("tally", torch.zeros(9))
 
     @torch.no_grad()
-    def share(
-        self,
-        divergence: Tensor,
-        p_y: Tensor,
-        unlikely: Tensor,
-        mean: Tensor,
-        mean_target: Tensor,
-        counted: Tensor | None,
-    ) -> Tensor:
+    def share(self, seen: Spread, p_y: Tensor, unlikely: Tensor, mean_target: Tensor, counted: Tensor | None) -> Tensor:
         """Return the share for each sample, and count those ``counted``, all if None."""
+        divergence, _, mean = seen
         most = math.log(max(2, min(mean.numel(), divergence.numel())))
         i2 = (divergence / most).square().clamp(max=1)
         wrong, i8 = 1 - p_y, i2.pow(4)

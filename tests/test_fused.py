@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from noisyloss import APLLoss, CELoss, FocalLoss, GCELoss, MAELoss
+from noisyloss import CELoss, FocalLoss, GCELoss, MAELoss, create_loss
 from noisyloss._log_probs import (
     LOG_P,
     NUM_CLASSES,
     ClassFunction,
+    Spread,
     _target_and_sums,
-    divergence_from_mean,
+    spread,
     target_and_sums,
 )
 
@@ -77,7 +78,8 @@ def indices(input: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def fused(input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]) -> tuple[Tensor, ...]:
-    log_p_y, _, _, *sums = _fused.target_and_sums(input, index, bias, False, None, *functions)
+    log_p_y, *outputs = _fused.target_and_sums(input, index, bias, False, None, *functions)
+    sums = outputs[len(Spread._fields) :]
     return log_p_y, *sums
 
 
@@ -166,27 +168,29 @@ def test_offsets_of_more_than_32_bits(dtype: torch.dtype, generator: torch.Gener
     check(input, [CELoss()], generator)
 
 
-# The divergence from the mean
+# The spread of the predictions
 
 
 @runs_kernels
 @pytest.mark.parametrize("shape", [(1, 2), (300, 7), (35, 5000)], ids=str)
 @pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e-3), ("float32", 3.0), ("float32", 1e4), ("bfloat16", 3.0)])
-def test_divergence(shape: tuple[int, int], dtype: str, scale: float, generator: torch.Generator) -> None:
+def test_spread(shape: tuple[int, int], dtype: str, scale: float, generator: torch.Generator) -> None:
     input = logits(shape, getattr(torch, dtype), generator, scale).detach()
     index = indices(input, generator)
     for counted in (None, torch.rand(index.shape, generator=generator).to(DEVICE) < 0.6, index < 0):
-        results = [_fused.target_and_sums(input, index, 0.0, True, counted, CELoss())[:3]]
+        results = [_fused.target_and_sums(input, index, 0.0, True, counted, CELoss())[:4]]
         for dtype_of_plain in (torch.float64, torch.float32):
             log_p = input.to(dtype_of_plain).log_softmax(1)
-            results.append((log_p.gather(1, index), *divergence_from_mean(log_p, counted)))
-        for got, exact, single, least in zip(*results, (0, 1, 0), strict=True):  # KL divergences are sums that cancel
+            results.append((log_p.gather(1, index), *spread(log_p, counted)))
+        for got, exact, single, least in zip(
+            *results, (0, 1, 0, 0), strict=True
+        ):  # of divergences, which are sums that cancel
             assert got.dtype == torch.float32
             assert got.shape == exact.shape
             size = exact.abs().max().clip(min=least)
             budget = 2 * (single - exact).abs().max() + 16 * torch.finfo(torch.float32).eps * size
             torch.testing.assert_close(got.double(), exact, rtol=0, atol=float(budget.nan_to_num()), equal_nan=True)
-    assert results[0][2].isnan().all()  # of none
+    assert results[0][3].isnan().all()  # of none
 
 
 @runs_kernels
@@ -196,19 +200,19 @@ def test_ignored_rows_are_not_in_the_mean_whatever_they_hold(generator: torch.Ge
     index = indices(input, generator)
     expected = _fused.target_and_sums(input[counted[:, 0]], index[counted[:, 0]], 0.0, True, None)
     input[0], input[4, 3] = torch.nan, torch.inf
-    _, divergence, mean = _fused.target_and_sums(input, index, 0.0, True, counted)
-    torch.testing.assert_close(mean, expected[2], rtol=1e-5, atol=1e-9)
+    _, divergence, mean_log_p, mean = _fused.target_and_sums(input, index, 0.0, True, counted)
+    torch.testing.assert_close(mean, expected[3], rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(divergence[counted], expected[1].flatten(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(mean_log_p[counted], expected[2].flatten())
 
 
 @runs_kernels
-def test_gradient_beside_a_divergence(generator: torch.Generator) -> None:
+def test_gradient_beside_a_spread(generator: torch.Generator) -> None:
     input = logits((9, 1030), torch.float32, generator)
     index = indices(input, generator)
-    log_p_y, *of_mean, sums = _fused.target_and_sums(input, index, 0.0, True, None, GCELoss())
+    log_p_y, *found, sums = _fused.target_and_sums(input, index, 0.0, True, None, GCELoss())
     values = fused(input, index, 0.0, [GCELoss()])
-    assert not of_mean[0].requires_grad
-    assert not of_mean[1].requires_grad
+    assert not any(field.requires_grad for field in found)
     upstream = torch.randn(index.shape, generator=generator).to(DEVICE)
     gradients = [torch.autograd.grad((upstream * (2 * a + b)).sum(), input)[0] for a, b in ((log_p_y, sums), values)]
     assert gradients[0].any()
@@ -216,7 +220,8 @@ def test_gradient_beside_a_divergence(generator: torch.Generator) -> None:
 
 
 @runs_kernels
-def test_a_loss_that_warms_up(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("id", ["nce+rce", "nfl"])
+def test_a_loss_that_warms_up(id: str, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
     batches = []
     for _ in range(2):
         input = logits((40, 300), torch.float32, generator)
@@ -227,7 +232,7 @@ def test_a_loss_that_warms_up(monkeypatch: pytest.MonkeyPatch, generator: torch.
         if kernels:
             monkeypatch.setattr(_log_probs, "_blockwise", lambda *args: True)
             monkeypatch.setattr(_log_probs, "_node", lambda *args: _fused.target_and_sums)
-        loss = APLLoss(reduction="none")
+        loss = create_loss(id, warmup=True, reduction="none")
         for input, target in batches:
             values = loss(input, target)
             results.append([values, *torch.autograd.grad(values.sum(), input), *loss.state_dict().values()])
@@ -435,7 +440,7 @@ def test_kernels_compile(
 
         return type("Compiling", (), {"__getitem__": lambda self, grid: launcher(grid)})()
 
-    for name in ("_forward", "_backward", "_column_sums", "_divergence"):
+    for name in ("_forward", "_backward", "_column_sums", "_spread"):
         monkeypatch.setattr(_fused, name, compiling(getattr(_fused, name)))
     functions = [[], [CELoss()], [GCELoss()], [FocalLoss()], [FocalLoss(detach_modulator=True)]]
     for fs in functions:

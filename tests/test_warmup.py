@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisyloss import APLLoss, CELoss, GCELoss, MAELoss, NCELoss, create_loss
-from noisyloss._log_probs import divergence_from_mean
+from noisyloss._log_probs import spread
 from noisyloss.noise import corrupt, symmetric_matrix
 
 F64 = torch.float64
@@ -350,9 +350,10 @@ def test_keeps_the_promise_of_the_package(largest, spread):
     assert noisy[1] > clean[1] - 0.1
 
 
-def test_divergence_by_hand():
+def test_spread_by_hand():
     p = torch.tensor([[0.5, 0.5], [1.0, 0.0]], dtype=F64)
     expected = [0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), math.log(1 / 0.75)]
-    found, mean = divergence_from_mean(p.clamp(min=1e-300).log(), None)
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=F64).unsqueeze(1))
+    divergence, mean_log_p, mean = spread(p.clamp(min=1e-300).log(), None)
+    torch.testing.assert_close(divergence, torch.tensor(expected, dtype=F64).unsqueeze(1))
+    torch.testing.assert_close(mean_log_p, torch.tensor([[math.log(0.5)], [math.log(1e-300) / 2]], dtype=F64))
     torch.testing.assert_close(mean, torch.tensor([[0.75, 0.25]], dtype=F64))
