@@ -21,7 +21,7 @@ SPAN = 2560  # samples after which a batch has faded to a third or so: twenty ba
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (1000 d**16 (kappa r**8 + (10 kappa u (1 - r))**3))``.
+    It is ``(1 - i**2) ** (1000 d**16 (kappa r**8 + (600 kappa u**2 (0.3 - u))**3))``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -30,8 +30,10 @@ class Warmup(nn.Module):
     r is how far the surest predictions contradict their targets over how far all do. Where labels are right,
     predictions err the less the surer they are; wrong labels contradict sure and unsure ones alike.
     But a network that memorises wrong labels while it learns is the surer the more it has memorised, so r says that
-    all is well. u tells it from one that learns from right labels: it is how many labels predictions hold for less
-    likely than the average class, where they say much. A hard sample's label is seldom among those; a wrong one often.
+    all is well. u tells: it is how many labels predictions hold for less likely than the average class, where they say
+    much. A hard sample's label is seldom among those, and half of the wrong ones are, until they are memorised. So with
+    right labels u is small; it is near 0.3 where four labels of ten are wrong and none is memorised yet, so that cross
+    entropy, which learns faster, does no harm; in between it has begun to.
     d is the entropy of the mean prediction over that of the mean target: a network that has lost some of the classes
     is sure and wrong, whatever the labels, and the robust loss would never find them again.
 
@@ -63,14 +65,11 @@ class Warmup(nn.Module):
             torch.cat([samples.flatten(1).mean(1), classes]), i2.numel()
         )
         total, tiny = all_right + all_wrong, torch.finfo(i2.dtype).tiny
-        shares = (
-            1 - all_wrong / (total - chance + tiny),
-            wrong_i8 * total / (sum_i8 * all_wrong + tiny),
-            unlikely_i2 / (sum_i2 + tiny),
-            entropy / (most_entropy + tiny),
-        )
-        kappa, r, u, d = (x.clamp(0, 1) if isinstance(x, Tensor) else min(max(x, 0.0), 1.0) for x in shares)
-        return (1 - i2).pow(1000 * d**16 * (kappa * r**8 + (10 * kappa * u * (1 - r)) ** 3))
+        kappa = _clip(1 - all_wrong / (total - chance + tiny), 1.0)
+        r = _clip(wrong_i8 * total / (sum_i8 * all_wrong + tiny), 1.0)
+        u = _clip(unlikely_i2 / (sum_i2 + tiny), 0.3)
+        d = _clip(entropy / (most_entropy + tiny), 1.0)
+        return (1 - i2).pow(1000 * d**16 * (kappa * r**8 + (600 * kappa * u**2 * (0.3 - u)) ** 3))
 
     def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
         """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""
@@ -87,3 +86,7 @@ class Warmup(nn.Module):
             return tally.tolist()
         tally.lerp_(batch.where(batch.isfinite().all(), tally), rate)
         return tally.unbind()
+
+
+def _clip(x: float | Tensor, high: float) -> float | Tensor:
+    return x.clamp(0, high) if isinstance(x, Tensor) else min(max(x, 0.0), high)

@@ -52,9 +52,9 @@ def share_by_numpy(p, seen):
     a, by_chance = right / (right + wrong), chance / (right + wrong)
     kappa = max((a - by_chance) / (1 - by_chance), 0)
     r = min(surely_wrong / sureness / (1 - a), 1)
-    u = unlikely / informed_
+    u = min(unlikely / informed_, 0.3)
     d = min(of_predictions / of_targets, 1) if of_targets else 1
-    return (1 - informed(p) ** 2) ** (1000 * d**16 * (kappa * r**8 + (10 * kappa * u * (1 - r)) ** 3))
+    return (1 - informed(p) ** 2) ** (1000 * d**16 * (kappa * r**8 + (600 * kappa * u**2 * (0.3 - u)) ** 3))
 
 
 def of_numpy(p, targets):
