@@ -21,7 +21,7 @@ SPAN = 2560  # samples after which a batch has faded to a third or so: twenty ba
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (1000 d**16 (kappa r**8 + (600 kappa u**2 (0.3 - u))**3))``.
+    It is ``(1 - i**2) ** (1000 d**16 (kappa r**8 + (1000 kappa u**2 (0.3 - u) (1 - r))**3))``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -69,7 +69,7 @@ class Warmup(nn.Module):
         r = _clip(wrong_i8 * total / (sum_i8 * all_wrong + tiny), 1.0)
         u = _clip(unlikely_i2 / (sum_i2 + tiny), 0.3)
         d = _clip(entropy / (most_entropy + tiny), 1.0)
-        return (1 - i2).pow(1000 * d**16 * (kappa * r**8 + (600 * kappa * u**2 * (0.3 - u)) ** 3))
+        return (1 - i2).pow(1000 * d**16 * (kappa * r**8 + (1000 * kappa * u**2 * (0.3 - u) * (1 - r)) ** 3))
 
     def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
         """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""
