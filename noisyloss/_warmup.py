@@ -21,7 +21,7 @@ SPAN = 2560  # samples after which a batch has faded to a third or so: twenty ba
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (1000 d**16 (kappa r**8 + (1000 kappa u**2 (0.3 - u) (1 - r))**3))``.
+    It is ``(1 - i**2) ** (1000 d**16 (kappa r**8 + (2000 kappa u**2 (0.3 - u) (1 - r)**2)**3))``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -33,7 +33,8 @@ class Warmup(nn.Module):
     all is well. u tells: it is how many labels predictions hold for less likely than the average class, where they say
     much. A hard sample's label is seldom among those, and half of the wrong ones are, until they are memorised. So with
     right labels u is small; it is near 0.3 where four labels of ten are wrong and none is memorised yet, so that cross
-    entropy, which learns faster, does no harm; in between it has begun to.
+    entropy, which learns faster, does no harm; in between it has begun to. (The first steps at a high learning rate
+    look like that as well, but there the surest err nearly as often as the others: hence 1 - r.)
     d is the entropy of the mean prediction over that of the mean target: a network that has lost some of the classes
     is sure and wrong, whatever the labels, and the robust loss would never find them again.
 
@@ -69,7 +70,8 @@ class Warmup(nn.Module):
         r = _clip(wrong_i8 * total / (sum_i8 * all_wrong + tiny), 1.0)
         u = _clip(unlikely_i2 / (sum_i2 + tiny), 0.3)
         d = _clip(entropy / (most_entropy + tiny), 1.0)
-        return (1 - i2).pow(1000 * d**16 * (kappa * r**8 + (1000 * kappa * u**2 * (0.3 - u) * (1 - r)) ** 3))
+        memorising = 2000 * kappa * u**2 * (0.3 - u) * (1 - r) ** 2
+        return (1 - i2).pow(1000 * d**16 * (kappa * r**8 + memorising**3))
 
     def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
         """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""

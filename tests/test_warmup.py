@@ -54,7 +54,9 @@ def share_by_numpy(p, seen):
     r = min(surely_wrong / sureness / (1 - a), 1)
     u = min(unlikely / informed_, 0.3)
     d = min(of_predictions / of_targets, 1) if of_targets else 1
-    return (1 - informed(p) ** 2) ** (1000 * d**16 * (kappa * r**8 + (1000 * kappa * u**2 * (0.3 - u) * (1 - r)) ** 3))
+    return (1 - informed(p) ** 2) ** (
+        1000 * d**16 * (kappa * r**8 + (2000 * kappa * u**2 * (0.3 - u) * (1 - r) ** 2) ** 3)
+    )
 
 
 def of_numpy(p, targets):
