@@ -279,7 +279,8 @@ def _spread(
         below = _values(input + row * (stride * ALIGN) + k, in_N & (k < C)) - top
         below_top += tl.sum(tl.where(k < C, below, 0.0), axis=1, keep_dims=True)
         above_mean = below - rest - tl.load(log_mean + k, mask=k < C)
-        total += tl.sum(tl.where(k < C, tl.exp(below - rest) * above_mean, 0.0), axis=1, keep_dims=True)
+        term = tl.exp(below - rest) * above_mean  # not a number for a masked class, with a logit of minus infinity
+        total += tl.sum(tl.where((k < C) & (term == term), term, 0.0), axis=1, keep_dims=True)
     tl.store(divergence + row, total, mask=in_N)
     tl.store(mean_log_p + row, below_top / C - rest, mask=in_N)
 

@@ -66,7 +66,7 @@ def spread(log_p: Tensor, counted: Tensor | None) -> Spread:
     log_p = log_p.detach()
     p = log_p.exp()
     mean = mean_distribution(p, counted)
-    divergence = (log_p - finite_log(mean)).mul_(p).sum(CLASS_DIM, keepdim=True)
+    divergence = (log_p - finite_log(mean)).mul_(p).nansum(CLASS_DIM, keepdim=True)  # 0 log 0, of a masked class, is 0
     return Spread(divergence, log_p.mean(CLASS_DIM, keepdim=True), mean)
 
 
@@ -287,7 +287,7 @@ class _TargetAndSums(torch.autograd.Function):
                 below = z_below.sum(CLASS_DIM, keepdim=True)
             torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
             if spreads:
-                p_below = z_below.mul_(p_block).sum(CLASS_DIM, keepdim=True)
+                p_below = z_below.mul_(p_block).nansum(CLASS_DIM, keepdim=True)
             blocks.append((peak, p_block.amax(CLASS_DIM, keepdim=True).log_().neg_(), below, p_below))
         peak, rest, below, p_below = map(_join, zip(*blocks, strict=True))
         z_y = input.gather(CLASS_DIM, index).sub(peak)

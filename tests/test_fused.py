@@ -207,6 +207,18 @@ def test_ignored_rows_are_not_in_the_mean_whatever_they_hold(generator: torch.Ge
 
 
 @runs_kernels
+def test_spread_beside_a_masked_class(generator: torch.Generator) -> None:
+    input = logits((40, 1030), torch.float32, generator).detach()
+    input[:, 7] = -torch.inf
+    _, *found = _fused.target_and_sums(input, torch.zeros_like(input[:, :1], dtype=torch.long), 0.0, True, None)
+    expected = spread(input.log_softmax(1), None)
+    assert expected.divergence.isfinite().all()
+    assert (expected.mean_log_p == -torch.inf).all()
+    for got, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-6)
+
+
+@runs_kernels
 def test_gradient_beside_a_spread(generator: torch.Generator) -> None:
     input = logits((9, 1030), torch.float32, generator)
     index = indices(input, generator)

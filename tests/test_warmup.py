@@ -238,6 +238,25 @@ def test_does_not_see_what_is_ignored(path, generator):
     torch.testing.assert_close(APLLoss()(input.requires_grad_(), target), expected)
 
 
+def test_a_masked_class_is_as_if_there_were_none(path, generator):
+    """Its logits are minus infinity; the samples are fewer than the classes, whose number then does not matter."""
+    input, best = draw(generator, 5, 7), torch.randint(6, (5,), generator=generator)
+    input[range(5), best] += 9
+    target = best.clone()
+    target[0] = (best[0] + 1) % 6
+    input[0, target[0]] = input[0, best[0]] - 1  # wrong, but not unlikely
+    input[:, 6] = -math.inf
+    masked, without = (MAELoss(warmup=True) for _ in range(2))
+    value = masked(input.requires_grad_(), target)
+    torch.testing.assert_close(value, without(input[:, :6], target))
+    torch.testing.assert_close(*(loss.state_dict()["_warmup.tally"] for loss in (masked, without)))
+    assert masked.state_dict()["_warmup.tally"].count_nonzero() == 8  # all but what is unlikely
+    for loss in (masked, APLLoss()):
+        (gradient,) = torch.autograd.grad(loss(input, target), input)
+        assert gradient[:, :6].all()
+        assert not gradient[:, 6].any()
+
+
 def test_in_an_image_counts_pixels(path, generator):
     image, target = draw(generator, 3, 5, 4, 2).requires_grad_(), torch.randint(5, (3, 4, 2), generator=generator)
     pixels = image.movedim(1, -1).reshape(-1, 5)
