@@ -47,7 +47,7 @@ OPTIMIZERS = {
     "adamw:0.001": {"optimizer": "adamw", "lr": 1e-3, "momentum": None, "weight_decay": 1e-2},
 }
 LOSSES = ["gce", "nce+rce", "nce+rce:logit_bias=auto", DROP_IN]
-NOISES = ["clean", "symmetric:0.4", "symmetric:0.8", "asymmetric:0.4"]
+NOISES = ["clean", "symmetric:0.2", "symmetric:0.4", "symmetric:0.8", "asymmetric:0.4"]
 SHORT = 10  # epochs, at most
 MEMORISED = 50  # per cent of the wrong labels, at least: here cross entropy has had the time
 
