@@ -34,7 +34,8 @@ class Warmup(nn.Module):
     much. A hard sample's label is seldom among those, and half of the wrong ones are, until they are memorised. So with
     right labels u is small; it is near 0.3 where four labels of ten are wrong and none is memorised yet, so that cross
     entropy, which learns faster, does no harm; in between it has begun to. (The first steps at a high learning rate
-    look like that as well, but there the surest err nearly as often as the others: hence 1 - r.)
+    look like that as well, but there the surest err nearly as often as the others: hence 1 - r. And so do two wrong
+    labels of ten of which none is memorised: those it cannot tell from four of which half are, and starts too early.)
     d is the entropy of the mean prediction over that of the mean target: a network that has lost some of the classes
     is sure and wrong, whatever the labels, and the robust loss would never find them again.
 
