@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add("--clip", metavar="X", type=at_least(0, float), default=PROTOCOL["clip"], help="norm of the gradient; 0: none")
     add("--device", help="default: cuda if there is one, else cpu")
-    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="auto: bf16 on AVX512, else fp32")
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="auto: bf16 if a CPU has it")
     add("--threads", metavar="N", type=at_least(1), help="1 on a machine that others use: threads wait for each other")
     workers.add_options(parser)
     add(

@@ -182,9 +182,8 @@ def test_spread(shape: tuple[int, int], dtype: str, scale: float, generator: tor
         for dtype_of_plain in (torch.float64, torch.float32):
             log_p = input.to(dtype_of_plain).log_softmax(1)
             results.append((log_p.gather(1, index), *spread(log_p, counted)))
-        for got, exact, single, least in zip(
-            *results, (0, 1, 0, 0), strict=True
-        ):  # of divergences, which are sums that cancel
+        # A divergence is a sum that cancels, whatever its size.
+        for got, exact, single, least in zip(*results, (0, 1, 0, 0), strict=True):
             assert got.dtype == torch.float32
             assert got.shape == exact.shape
             size = exact.abs().max().clip(min=least)
