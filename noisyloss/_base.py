@@ -267,9 +267,9 @@ class RobustLoss(nn.Module):
         """Return the loss of every sample as far as its prediction is informed, and cross entropy as far as not."""
         log_p_y, sums, seen = target_sums_and_spread(input, index, self.sums if self._plain else (), valid)
         values = self.per_class(log_p_y, sums) if self._plain else self._of_index(input, index, 0.0)
-        p_y, unlikely = log_p_y.detach().exp(), log_p_y < seen.mean_log_p
+        of_targets = log_p_y.detach().exp(), log_p_y, log_p_y < seen.mean_log_p
         labels = class_shares(index, seen.mean, valid)
-        return torch.lerp(values, -log_p_y, warmup.share(seen, p_y, unlikely, labels, valid))
+        return torch.lerp(values, -log_p_y, warmup.share(seen, of_targets, labels, valid))
 
     def _mixed(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target, the class axis kept."""
@@ -282,10 +282,10 @@ class RobustLoss(nn.Module):
             log_p = log_probs(input)
             values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
             seen = spread(log_p, valid)
-            p_y = (target * log_p.exp()).sum(CLASS_DIM, keepdim=True)
-            unlikely = (target * (log_p < seen.mean_log_p)).sum(CLASS_DIM, keepdim=True)
+            of_classes = log_p.exp(), log_p, log_p < seen.mean_log_p
+            of_targets = [(target * x).nansum(CLASS_DIM, keepdim=True) for x in of_classes]
             labels = mean_distribution(target.detach(), valid)
-            values = torch.lerp(values, -log_p, self._warmup.share(seen, p_y, unlikely, labels, valid))
+            values = torch.lerp(values, -log_p, self._warmup.share(seen, of_targets, labels, valid))
         else:
             bias = self._bias(num_classes)
             values = self._of_all(input + bias * target if bias else input)

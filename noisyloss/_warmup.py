@@ -8,88 +8,95 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from noisyloss._log_probs import is_eager, is_transformed
+from noisyloss._log_probs import finite_log, is_eager, is_transformed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from noisyloss._log_probs import Spread
 
-SPAN = 2560  # samples after which a batch has faded to a third or so: twenty batches of 128
+SPAN = 10240  # samples after which a batch has faded to a third or so: eighty batches of 128
 
 
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (1000 d**16 (kappa r**8 + (2000 kappa u**2 (0.3 - u) (1 - r)**2)**3))``.
+    It is ``(1 - i**2) ** ((300 v**2 (v - u)) ** 8)``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
-    kappa is Cohen's, how far predictions agree with their targets beyond chance, which is what their shares of the
-    classes give alone: as long as they do not, who is wrong cannot be told.
-    r is how far the surest predictions contradict their targets over how far all do. Where labels are right,
-    predictions err the less the surer they are; wrong labels contradict sure and unsure ones alike.
-    But a network that memorises wrong labels while it learns is the surer the more it has memorised, so r says that
-    all is well. u tells: it is how many labels predictions hold for less likely than the average class, where they say
-    much. A hard sample's label is seldom among those, and half of the wrong ones are, until they are memorised. So with
-    right labels u is small; it is near 0.3 where four labels of ten are wrong and none is memorised yet, so that cross
-    entropy, which learns faster, does no harm; in between it has begun to. (The first steps at a high learning rate
-    look like that as well, but there the surest err nearly as often as the others: hence 1 - r. And so do two wrong
-    labels of ten of which none is memorised: those it cannot tell from four of which half are, and starts too early.)
-    d is the entropy of the mean prediction over that of the mean target: a network that has lost some of the classes
-    is sure and wrong, whatever the labels, and the robust loss would never find them again.
+    u is how many labels predictions hold for less likely than the average class, where they say much. A hard sample's
+    label is seldom among those, and half of the wrong ones are, or more. So as long as no wrong label is memorised u
+    stays where the share of wrong labels puts it, and cross entropy, which learns faster, does no harm. When u falls
+    below that, they are being memorised, and the robust loss takes over. It holds what it has learned, and u with it.
+    v is where u was: the most it has been since predictions knew something, and knew what they did not know. The first
+    is told by kappa, Cohen's, how far they agree with their targets beyond chance: of those that know nothing, half of
+    the labels are unlikely. The second by c, what they tell of their targets over what they claim to tell, both in
+    nats: the first steps at a high learning rate make a network sure and wrong, whatever the labels are like.
 
-    kappa, r, u and d are those of the last few thousand samples. In one batch the surest are a handful, and where those
-    err the loss would pass to the robust one, which makes sure of what it believes: too early, and for good.
+    u, kappa and c are those of the last few thousand samples.
     """
 
     tally: Tensor
+    highest: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("tally", torch.zeros(9))
+        self.register_buffer("tally", torch.zeros(8))
+        self.register_buffer("highest", torch.zeros(()))  # v
 
     @torch.no_grad()
-    def share(self, seen: Spread, p_y: Tensor, unlikely: Tensor, mean_target: Tensor, counted: Tensor | None) -> Tensor:
-        """Return the share for each sample, and count those ``counted``, all if None."""
+    def share(self, seen: Spread, of_targets: Sequence[Tensor], mean_target: Tensor, counted: Tensor | None) -> Tensor:
+        """Return the share for each sample, and count those ``counted``, all if None.
+
+        ``of_targets`` are their probability, its logarithm, and whether it is unlikely, each a mean over the target.
+        """
+        p_y, log_p_y, unlikely = of_targets
         divergence, _, mean = seen
         most = math.log(max(2, min(mean.numel(), divergence.numel())))
         i2 = (divergence / most).square().clamp(max=1)
-        wrong, i8 = 1 - p_y, i2.pow(4)
-        samples = torch.stack([p_y, wrong, i2, i2 * unlikely, i8, i8 * wrong])
+        samples = torch.stack([p_y, log_p_y.clamp(min=-100), divergence, i2, i2 * unlikely])
         if counted is not None:
             samples = samples.where(counted, 0.0)
-        entropies = torch.special.entr(mean), torch.special.entr(mean_target)
-        classes = torch.stack([*entropies, mean * mean_target]).flatten(1).sum(1)
+        classes = torch.stack([mean_target, mean_target * mean, mean_target * finite_log(mean)]).flatten(1).sum(1)
         if counted is not None:
             classes = classes * counted.to(i2.dtype).mean()
-        all_right, all_wrong, sum_i2, unlikely_i2, sum_i8, wrong_i8, entropy, most_entropy, chance = self._tallied(
+        right, log_right, claimed, informed, unlikely_informed, all_, chance, log_chance = self._tallied(
             torch.cat([samples.flatten(1).mean(1), classes]), i2.numel()
         )
-        total, tiny = all_right + all_wrong, torch.finfo(i2.dtype).tiny
-        kappa = _clip(1 - all_wrong / (total - chance + tiny), 1.0)
-        r = _clip(wrong_i8 * total / (sum_i8 * all_wrong + tiny), 1.0)
-        u = _clip(unlikely_i2 / (sum_i2 + tiny), 0.3)
-        d = _clip(entropy / (most_entropy + tiny), 1.0)
-        memorising = 2000 * kappa * u**2 * (0.3 - u) * (1 - r) ** 2
-        return (1 - i2).pow(1000 * d**16 * (kappa * r**8 + memorising**3))
+        tiny = torch.finfo(i2.dtype).tiny
+        kappa = _clip((right - chance) / (all_ - chance + tiny))
+        c = (log_right - log_chance) / (claimed + tiny)
+        u = _clip(unlikely_informed / (informed + tiny) - 0.003 / (kappa + tiny))
+        v = self._highest(u * _clip((1 + c) / 2), _clip(100 * kappa))
+        return (1 - i2).pow((200 * v * _clip(v - u)) ** 8)
 
     def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
         """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""
-        if is_transformed():  # no state leaves a transform: each batch stands for itself
-            return batch.unbind()
-        tally = self.tally
-        if tally.device != batch.device or tally.dtype != batch.dtype:
-            tally = self.tally = tally.to(batch)
-        # A step that overflows, and that a gradient scaler skips, must not be remembered.
         rate = size / (SPAN + size)
-        if is_eager() and tally.device.type == "cpu":
+        if self.tally.device != batch.device or self.tally.dtype != batch.dtype:
+            self.tally, self.highest = self.tally.to(batch), self.highest.to(batch)
+        if is_transformed():  # no state leaves a transform: it uses what there is
+            return self.tally.lerp(batch, rate).unbind()
+        # A step that overflows, and that a gradient scaler skips, must not be remembered.
+        if is_eager() and batch.device.type == "cpu":
             if math.isfinite(sum(batch.tolist())):
-                tally.lerp_(batch, rate)
-            return tally.tolist()
-        tally.lerp_(batch.where(batch.isfinite().all(), tally), rate)
-        return tally.unbind()
+                self.tally.lerp_(batch, rate)
+            return self.tally.tolist()
+        self.tally.lerp_(batch.where(batch.isfinite().all(), self.tally), rate)
+        return self.tally.unbind()
+
+    def _highest(self, u: float | Tensor, kept: float | Tensor) -> float | Tensor:
+        """Return the highest so far, of which so much is kept."""
+        if not isinstance(u, Tensor):
+            highest = max(u, kept * self.highest.item())
+            self.highest.fill_(highest)
+            return highest
+        highest = torch.maximum(u, kept * self.highest)
+        if not is_transformed():
+            self.highest.copy_(highest)
+        return highest
 
 
-def _clip(x: float | Tensor, high: float) -> float | Tensor:
-    return x.clamp(0, high) if isinstance(x, Tensor) else min(max(x, 0.0), high)
+def _clip(x: float | Tensor) -> float | Tensor:
+    return x.clamp(0, 1) if isinstance(x, Tensor) else min(max(x, 0.0), 1.0)
