@@ -21,20 +21,21 @@ SPAN = 10240  # samples after which a batch has faded to a third or so: eighty b
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** ((300 v**2 (v - u)) ** 8)``.
+    It is ``(1 - i**2) ** ((200 v (v - u)) ** 8)``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
     u is how many labels predictions hold for less likely than the average class, where they say much. A hard sample's
-    label is seldom among those, and half of the wrong ones are, or more. So as long as no wrong label is memorised u
-    stays where the share of wrong labels puts it, and cross entropy, which learns faster, does no harm. When u falls
-    below that, they are being memorised, and the robust loss takes over. It holds what it has learned, and u with it.
-    v is where u was: the most it has been since predictions knew something, and knew what they did not know. The first
-    is told by kappa, Cohen's, how far they agree with their targets beyond chance: of those that know nothing, half of
-    the labels are unlikely. The second by c, what they tell of their targets over what they claim to tell, both in
-    nats: the first steps at a high learning rate make a network sure and wrong, whatever the labels are like.
+    label is seldom among those, and half of the wrong ones are, or more, until they are memorised. Where predictions
+    know little others are as well, so much the less is counted.
+    v is the highest u has been. As long as u stays there no wrong label is memorised, and cross entropy, which learns
+    faster, does no harm. When u falls, wrong labels are being memorised, and the robust loss takes over; what the
+    network has learned by then it holds, and u with it. With right labels v is small.
+    How much predictions know is kappa, Cohen's: how far they agree with their targets beyond chance.
+    c is what they tell of their targets over what they claim to tell, both in nats. The first steps at a high learning
+    rate make a network sure and wrong, whatever the labels are like: what claims too much is no witness.
 
-    u, kappa and c are those of the last few thousand samples.
+    u, kappa and c are those of the last ten thousand samples or so.
     """
 
     tally: Tensor
@@ -89,8 +90,10 @@ class Warmup(nn.Module):
     def _highest(self, u: float | Tensor, kept: float | Tensor) -> float | Tensor:
         """Return the highest so far, of which so much is kept."""
         if not isinstance(u, Tensor):
-            highest = max(u, kept * self.highest.item())
-            self.highest.fill_(highest)
+            before = self.highest.item()
+            highest = max(u, kept * before)
+            if highest != before:
+                self.highest.fill_(highest)
             return highest
         highest = torch.maximum(u, kept * self.highest)
         if not is_transformed():

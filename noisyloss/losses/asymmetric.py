@@ -165,8 +165,8 @@ class AELLoss(PointwiseLoss, id="ael"):
         return math.exp(1 / self.a) if self.a > 1 / 700 else math.inf
 
 
-class _Spread(ClassFunction):
-    """p (1 - p), whose sum over the classes is 1 - ‖p‖²."""
+class _Gini(ClassFunction):
+    """p (1 - p), whose sum over the classes is 1 - ‖p‖², the impurity of Gini."""
 
     def f(self, log_p: Tensor) -> Tensor:
         return self._of_p(log_p.exp())
@@ -217,11 +217,11 @@ class AMSELoss(RobustLoss, id="amse"):
     def __init__(self, a: float = 30.0, **options: Unpack[Options]) -> None:
         super().__init__(**options)
         self.a = check_number("a", a, "a >= 1", lambda a: a >= 1)
-        self.sums: Sequence[ClassFunction] = (_Spread(), NUM_CLASSES)
+        self.sums: Sequence[ClassFunction] = (_Gini(), NUM_CLASSES)
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
-        spread, num_classes = sums
-        return ((self.a - 1) ** 2 - 2 * self.a * torch.expm1(log_p) - spread) / num_classes
+        gini, num_classes = sums
+        return ((self.a - 1) ** 2 - 2 * self.a * torch.expm1(log_p) - gini) / num_classes
 
     def _bounds(self, num_classes: int) -> tuple[float, float]:
         return (self.a - 1) ** 2 / num_classes, (self.a**2 + 1) / num_classes
