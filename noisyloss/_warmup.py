@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.special import entr
 
 from noisyloss._log_probs import finite_log, is_eager, is_transformed
 
@@ -43,7 +44,7 @@ class Warmup(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("tally", torch.zeros(8))
+        self.register_buffer("tally", torch.zeros(12))
         self.register_buffer("highest", torch.zeros(()))  # v
 
     @torch.no_grad()
@@ -56,21 +57,25 @@ class Warmup(nn.Module):
         divergence, _, mean = seen
         most = math.log(max(2, min(mean.numel(), divergence.numel())))
         i2 = (divergence / most).square().clamp(max=1)
-        samples = torch.stack([p_y, log_p_y.clamp(min=-100), divergence, i2, i2 * unlikely])
+        i8 = i2.pow(4)
+        samples = torch.stack([p_y, log_p_y.clamp(min=-100), divergence, i2, i2 * unlikely, i8, i8 * p_y])
         if counted is not None:
             samples = samples.where(counted, 0.0)
-        classes = torch.stack([mean_target, mean_target * mean, mean_target * finite_log(mean)]).flatten(1).sum(1)
+        log_mean = finite_log(mean)
+        of_classes = [mean_target, mean_target * mean, mean_target * log_mean, mean * log_mean, entr(mean_target)]
+        classes = torch.stack(of_classes).flatten(1).sum(1)
         if counted is not None:
             classes = classes * counted.to(i2.dtype).mean()
-        right, log_right, claimed, informed, unlikely_informed, all_, chance, log_chance = self._tallied(
-            torch.cat([samples.flatten(1).mean(1), classes]), i2.numel()
-        )
+        tallied = self._tallied(torch.cat([samples.flatten(1).mean(1), classes]), i2.numel())
+        right, log_right, claimed, sum_i2, unlikely_i2, sum_i8, right_i8, all_, chance, log_chance, minus_h, most_h = tallied
         tiny = torch.finfo(i2.dtype).tiny
         kappa = _clip((right - chance) / (all_ - chance + tiny))
         c = (log_right - log_chance) / (claimed + tiny)
-        u = _clip(unlikely_informed / (informed + tiny) - 0.003 / (kappa + tiny))
-        v = self._highest(u * _clip((1 + c) / 2), _clip(100 * kappa))
-        return (1 - i2).pow((200 * v * _clip(v - u)) ** 8)
+        d = _clip(-minus_h / (most_h + tiny))
+        r = _clip((sum_i8 - right_i8) * all_ / (sum_i8 * (all_ - right) + tiny))
+        u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0002 / (kappa * kappa + tiny))
+        v = self._highest(u * _clip((1 + c) / 2) * _clip(10 * all_), _clip(30 * kappa))
+        return (1 - i2).pow(1000 * d**16 * kappa * r**8 + (200 * v * _clip(v - u)) ** 8)
 
     def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
         """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""

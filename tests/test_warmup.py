@@ -60,27 +60,34 @@ def informed(p):
     return np.minimum(claims(p) / math.log(min(p.shape)), 1)
 
 
+def entropy(p):
+    return -sum(x * math.log(x) for x in p if x)
+
+
 def seen_by_numpy(p, targets):
     """Return what is remembered of a batch, from the probabilities and the targets, as distributions."""
-    i, log_p = informed(p), np.log(p)
+    i, log_p, p_y = informed(p), np.log(p), (p * targets).sum(1)
     unlikely = (targets * (log_p < log_p.mean(1, keepdims=True))).sum(1)
-    samples = (p * targets).sum(1), (targets * log_p).sum(1), claims(p), i**2, i**2 * unlikely
-    chance, log_chance = (x @ targets.mean(0) for x in (p.mean(0), np.log(p.mean(0))))
-    return np.array([*map(np.mean, samples), 1, chance, log_chance])
+    samples = p_y, (targets * log_p).sum(1), claims(p), i**2, i**2 * unlikely, i**8, i**8 * p_y
+    mean, of_targets = p.mean(0), targets.mean(0)
+    classes = 1, mean @ of_targets, np.log(mean) @ of_targets, -entropy(mean), entropy(of_targets)
+    return np.array([*map(np.mean, samples), *classes])
 
 
-def u_by_numpy(seen):
-    """Return u, kappa and c from what is remembered."""
-    right, log_right, claimed, informed_, unlikely, all_, chance, log_chance = seen
-    kappa = np.clip((right / all_ - chance / all_) / (1 - chance / all_), 1e-300, 1)
-    return max(unlikely / informed_ - 0.003 / kappa, 0), kappa, (log_right - log_chance) / claimed
+def told_by_numpy(seen):
+    """Return kappa, c, d, r and u from what is remembered."""
+    right, log_right, claimed, sum_i2, unlikely, sum_i8, right_i8, all_, chance, log_chance, minus_h, most_h = seen
+    a, b = right / all_, chance / all_
+    kappa, d = np.clip((a - b) / (1 - b), 1e-100, 1), min(-minus_h / most_h, 1) if most_h else 1
+    r, u = min((1 - right_i8 / sum_i8) / (1 - a), 1), max(unlikely / sum_i2 - 0.0002 / kappa**2, 0)
+    return kappa, (log_right - log_chance) / claimed, d, r, u
 
 
 def share_by_numpy(p, seen, highest):
     """Return the share from the probabilities, from what is remembered and the highest u, and the new highest u."""
-    u, kappa, c = u_by_numpy(seen)
-    v = max(highest * min(100 * kappa, 1), u * np.clip((1 + c) / 2, 0, 1))
-    return (1 - informed(p) ** 2) ** (200 * v * max(v - u, 0)) ** 8, v
+    kappa, c, d, r, u = told_by_numpy(seen)
+    v = max(highest * min(30 * kappa, 1), u * np.clip((1 + c) / 2, 0, 1) * min(10 * seen[7], 1))
+    return (1 - informed(p) ** 2) ** (1000 * d**16 * kappa * r**8 + (200 * v * max(v - u, 0)) ** 8), v
 
 
 def of_numpy(p, targets, highest=0.5):
@@ -96,8 +103,8 @@ def above(u):
 def where_shares_vary(input, target):
     """Return the same from the logits and the classes of a batch."""
     p = input.detach().softmax(1).numpy()
-    u, kappa, _ = u_by_numpy(seen_by_numpy(p, np.eye(p.shape[1])[target]))
-    return above(u) / max(min(100 * kappa, 1), 1e-3)
+    kappa, *_, u = told_by_numpy(seen_by_numpy(p, np.eye(p.shape[1])[target]))
+    return above(u) / max(min(30 * kappa, 1), 1e-3)
 
 
 P = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.6, 0.2, 0.2]])  # the mean is 0.4, 0.325, 0.275
@@ -174,6 +181,14 @@ def test_asks_no_predictions_that_claim_too_much():
     assert found[-1] == 0
 
 
+def test_forgets_what_a_network_that_is_lost_has_found():
+    """Its predictions agree with no more labels than chance makes: it has to learn again, by cross entropy."""
+    loss = warming_up(0.3, reduction="none")
+    input = guesses((RIGHT + 1) % 10, 5.0)
+    torch.testing.assert_close(loss(input, FIVE_WRONG), CELoss(reduction="none")(input, FIVE_WRONG))
+    assert loss._warmup.highest == 0
+
+
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 40), c=st.integers(2, 12), scale=st.floats(0.1, 4))
 def test_against_numpy(seed, n, c, scale):
     generator = np.random.default_rng(seed)
@@ -194,7 +209,7 @@ def test_remembers_a_few_thousand_samples(generator):
     """What it learns of one batch is little: u, kappa and c are over the last batches, the older the less."""
     many = draw(generator, 2000, 5)
     high = where_shares_vary(many, labels_of(many, generator))
-    loss, seen, v = warming_up(high, reduction="none"), np.zeros(8), high
+    loss, seen, v = warming_up(high, reduction="none"), np.zeros(12), high
     for n in (40, 9, 700, 40):
         input = draw(generator, n, 5)
         target = labels_of(input, generator)
@@ -310,7 +325,7 @@ def test_a_masked_class_is_as_if_there_were_none(path, generator):
     value = masked(input.requires_grad_(), target)
     torch.testing.assert_close(value, without(input[:, :6], target))
     torch.testing.assert_close(*(loss.state_dict()["_warmup.tally"] for loss in (masked, without)))
-    assert masked.state_dict()["_warmup.tally"].count_nonzero() == 7  # all but what is unlikely
+    assert masked.state_dict()["_warmup.tally"].count_nonzero() == 11  # all but what is unlikely
     assert not torch.isclose(value, MAELoss()(input[:, :6], target))
     for loss in (masked, warming_up(above(0), APLLoss)):
         (gradient,) = torch.autograd.grad(loss(input, target), input)
