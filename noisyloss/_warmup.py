@@ -22,21 +22,26 @@ SPAN = 10240  # samples after which a batch has faded to a third or so: eighty b
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** ((200 v (v - u)) ** 8)``.
+    It is ``(1 - i**2) ** (1000 d**16 kappa r**8 + (200 v (v - u))**8)``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
-    u is how many labels predictions hold for less likely than the average class, where they say much. A hard sample's
-    label is seldom among those, and half of the wrong ones are, or more, until they are memorised. Where predictions
-    know little others are as well, so much the less is counted.
+    The first term is for labels that all contradict alike. kappa is Cohen's, how far predictions agree with their
+    targets beyond chance, so how much they know. r is how far the surest contradict their targets over how far all do:
+    where labels are right predictions err the less the surer they are, and cross entropy stays.
+    d is the entropy of the mean prediction over that of the mean target: a network that has lost some of the classes
+    is sure and wrong, whatever the labels, and the robust loss would never find them again.
+    The second is for a network that memorises wrong labels while it learns, which is the surer the more it has
+    memorised, so that r is small. u is how many labels predictions hold for less likely than the average class, where
+    they say much. A hard sample's label is seldom among those, and half of the wrong ones are, or more, until they are
+    memorised. Where predictions know little others are as well, so much the less is counted.
     v is the highest u has been. As long as u stays there no wrong label is memorised, and cross entropy, which learns
     faster, does no harm. When u falls, wrong labels are being memorised, and the robust loss takes over; what the
     network has learned by then it holds, and u with it. With right labels v is small.
-    How much predictions know is kappa, Cohen's: how far they agree with their targets beyond chance.
-    c is what they tell of their targets over what they claim to tell, both in nats. The first steps at a high learning
-    rate make a network sure and wrong, whatever the labels are like: what claims too much is no witness.
+    c is what predictions tell of their targets over what they claim to tell, both in nats. The first steps at a high
+    learning rate make a network sure and wrong, whatever the labels are like: what claims too much is no witness.
 
-    u, kappa and c are those of the last ten thousand samples or so.
+    kappa, r, d, u and c are those of the last ten thousand samples or so.
     """
 
     tally: Tensor
@@ -66,12 +71,13 @@ class Warmup(nn.Module):
         classes = torch.stack(of_classes).flatten(1).sum(1)
         if counted is not None:
             classes = classes * counted.to(i2.dtype).mean()
-        tallied = self._tallied(torch.cat([samples.flatten(1).mean(1), classes]), i2.numel())
-        right, log_right, claimed, sum_i2, unlikely_i2, sum_i8, right_i8, all_, chance, log_chance, minus_h, most_h = tallied
+        tally = self._tallied(torch.cat([samples.flatten(1).mean(1), classes]), i2.numel())
+        right, log_right, claimed, sum_i2, unlikely_i2, sum_i8, right_i8 = tally[:7]
+        all_, chance, log_chance, minus_entropy, most_entropy = tally[7:]
         tiny = torch.finfo(i2.dtype).tiny
         kappa = _clip((right - chance) / (all_ - chance + tiny))
         c = (log_right - log_chance) / (claimed + tiny)
-        d = _clip(-minus_h / (most_h + tiny))
+        d = _clip(-minus_entropy / (most_entropy + tiny))
         r = _clip((sum_i8 - right_i8) * all_ / (sum_i8 * (all_ - right) + tiny))
         u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0002 / (kappa * kappa + tiny))
         v = self._highest(u * _clip((1 + c) / 2) * _clip(10 * all_), _clip(30 * kappa))
