@@ -107,16 +107,18 @@ class RobustLoss(nn.Module):
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
             :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with
-            :math:`g = (1 - i^2)^{(200\, v (v - u))^8}`.
+            :math:`g = (1 - i^2)^{1000\, d^{16} \kappa\, r^8 + (200\, v (v - u))^8}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
-            the batch over :math:`\log \min(N, C)`; u is the share of targets less likely than the geometric mean of
-            the classes, with weights :math:`i^2`, minus :math:`0.003 / \kappa`, which is what predictions that know
-            little add to it, or 0 where that is more; and v is the highest :math:`u \min(1, (1 + c) / 2)` so far.
-            :math:`\kappa` is Cohen's, how far predictions and targets agree beyond chance, and c is what predictions
-            tell of their targets over what they claim to, both in nats. u, :math:`\kappa` and c are of the last ten
-            thousand samples; these and v are the loss's only state.
-            So it ends by itself when labels that the network held for unlikely begin to be memorised, and does not
-            where there are none. Default: False.
+            the batch over :math:`\log \min(N, C)`; :math:`\kappa` is Cohen's, how far predictions and targets agree
+            beyond chance; r is how far the surest predictions contradict their targets, the mean of :math:`1 - p_y`
+            with weights :math:`i^8`, over how far all do; d is the entropy of the mean prediction over that of the mean
+            target; u is the share of targets less likely than the geometric mean of the classes, with weights
+            :math:`i^2`, minus :math:`0.0002 / \kappa^2`, which is what predictions that know little add to it; and v is
+            the highest :math:`u (1 + c) / 2` so far, where c is what predictions tell of their targets over what they
+            claim to, in nats. All but i are between 0 and 1, or taken as 0 or 1 where they are not, and of the last ten
+            thousand samples; what makes them and v is the loss's only state.
+            So it ends by itself: when the labels contradict sure predictions as much as others, or when those that
+            were unlikely begin to be memorised. Default: False.
 
     The last two act while the loss is in training mode and gradients are recorded, so not under :func:`torch.no_grad`.
 
