@@ -107,7 +107,7 @@ class RobustLoss(nn.Module):
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
             :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with
-            :math:`g = (1 - i^2)^{1000\, d^{16} \kappa\, r^{10} + (200\, v (v - u))^8}`.
+            :math:`g = (1 - i^2)^{1000\, d^{16} \kappa\, r^8 + (200\, v (v - u))^8}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
             the batch over :math:`\log \min(N, C)`; :math:`\kappa` is Cohen's, how far predictions and targets agree
             beyond chance; r is how far the surest predictions contradict their targets, the mean of :math:`1 - p_y`

@@ -22,7 +22,7 @@ SPAN = 10240  # samples after which a batch has faded to a third or so: eighty b
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (1000 d**16 kappa r**10 + (200 v (v - u))**8)``.
+    It is ``(1 - i**2) ** (1000 d**16 kappa r**8 + (200 v (v - u))**8)``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -81,7 +81,7 @@ class Warmup(nn.Module):
         r = _clip((sum_i8 - right_i8) * all_ / (sum_i8 * (all_ - right) + tiny))
         u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0002 / (kappa * kappa + tiny))
         v = self._highest(u * _clip((1 + c) / 2) * _clip(10 * all_), _clip(30 * kappa))
-        return (1 - i2).pow(1000 * d**16 * kappa * r**10 + (200 * v * _clip(v - u)) ** 8)
+        return (1 - i2).pow(1000 * d**16 * kappa * r**8 + (200 * v * _clip(v - u)) ** 8)
 
     def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
         """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""

@@ -87,7 +87,7 @@ def share_by_numpy(p, seen, highest):
     """Return the share from the probabilities, from what is remembered and the highest u, and the new highest u."""
     kappa, c, d, r, u = told_by_numpy(seen)
     v = max(highest * min(30 * kappa, 1), u * np.clip((1 + c) / 2, 0, 1) * min(10 * seen[7], 1))
-    return (1 - informed(p) ** 2) ** (1000 * d**16 * kappa * r**10 + (200 * v * max(v - u, 0)) ** 8), v
+    return (1 - informed(p) ** 2) ** (1000 * d**16 * kappa * r**8 + (200 * v * max(v - u, 0)) ** 8), v
 
 
 def of_numpy(p, targets, highest=0.5):
@@ -131,7 +131,7 @@ def test_by_hand():
         high = above(u)
         r = np.average(1 - np.array(told), weights=i2**4) / np.mean(1 - np.array(told))
         d = entropy(m_) / entropy(shares) if entropy(m_) < entropy(shares) else 1
-        expected = (1 - i2) ** (1000 * d**16 * kappa * min(r, 1) ** 10 + (200 * high * (high - u)) ** 8)
+        expected = (1 - i2) ** (1000 * d**16 * kappa * min(r, 1) ** 8 + (200 * high * (high - u)) ** 8)
         assert np.ptp(expected) > 1e-3
         found = share(torch.tensor(P).log(), torch.tensor(labels), high)
         torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
