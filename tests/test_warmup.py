@@ -189,6 +189,15 @@ def test_asks_no_predictions_that_claim_too_much():
     assert found[-1] == 0
 
 
+def test_the_first_batches_are_few_witnesses():
+    """Until a thousand samples are seen u enters v as far as they are."""
+    loss = MAELoss(warmup=True)
+    loss(guesses(RIGHT[:100], 2.7), FIVE_WRONG[:100])
+    p = guesses(RIGHT[:100], 2.7).softmax(1).numpy()
+    _, c, *_, u = told_by_numpy(seen_by_numpy(p, np.eye(10)[FIVE_WRONG[:100]]))
+    assert loss._warmup.highest.item() == pytest.approx(u * (1 + c) / 2 * 1000 / 10340)
+
+
 def test_forgets_what_a_network_that_is_lost_has_found():
     """Its predictions agree with no more labels than chance makes: it has to learn again, by cross entropy."""
     loss = warming_up(0.3, reduction="none")
