@@ -189,6 +189,35 @@ def test_asks_no_predictions_that_claim_too_much():
     assert found[-1] == 0
 
 
+def test_no_better_than_chance_keeps_cross_entropy():
+    """A network that is sure, of all classes alike, and right as often as any other that guesses."""
+    logits = 9 * torch.eye(4, dtype=F64).repeat(4, 1)
+    target = torch.arange(16) // 4
+    assert (share(logits, target, 0) == 1).all()
+    assert (share(logits, torch.arange(16) % 4 * (torch.arange(16) > 7), 0) < 0.9).any()
+
+
+def test_classes_that_are_never_predicted_keep_cross_entropy():
+    """A network that is sure of two classes out of four, and better than chance, though often wrong."""
+    logits = torch.tensor([[9.0, 0, 0, 0], [0, 9, 0, 0]], dtype=F64).repeat(8, 1)
+    place = torch.arange(16)
+    some, all_four = (place + (place % 8 < 2)) % 2, place % 4
+    assert (share(logits, some, 0) < 1e-3).all()
+    assert (share(logits, all_four, 0) > 0.9).all()
+
+
+def test_stays_where_the_surest_are_right(generator):
+    """Labels that contradict all predictions alike are the labels' fault; else the predictions err, and go on."""
+    sure, unsure = 6 * torch.eye(4, dtype=F64).repeat(8, 1), 0.5 * draw(generator, 32, 4)
+    input, right = torch.cat([sure, unsure]), torch.arange(32) % 4
+    of_unsure = unsure.argsort(1)[range(32), 2 + torch.randint(2, (32,), generator=generator)]  # of the best two
+    wrong = right.clone()
+    wrong[::2] = (right[::2] + 1 + torch.randint(3, (16,), generator=generator)) % 4
+    of_right, of_wrong = (share(input, torch.cat([target, of_unsure]), 0)[:32] for target in (right, wrong))
+    assert of_right.median() > 0.9
+    assert of_wrong.median() < 0.01
+
+
 def test_the_first_batches_are_few_witnesses():
     """Until a thousand samples are seen u enters v as far as they are."""
     loss = MAELoss(warmup=True)
@@ -471,7 +500,7 @@ def test_keeps_the_promise_of_the_package(largest, spread):
     )
     assert clean[1] > clean[0] - 0.02
     assert noisy[1] > noisy[0] + 0.15
-    assert noisy[1] > clean[1] - 0.15
+    assert noisy[1] > clean[1] - 0.1
 
 
 def test_spread_by_hand():
