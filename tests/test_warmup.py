@@ -167,6 +167,22 @@ def test_tells_wrong_labels_from_hard_samples(as_probabilities):
     assert highest_u(guesses(RIGHT, 2.7), target) == pytest.approx(0.4, rel=0.1)
 
 
+@pytest.mark.parametrize(("classes", "unlikely", "likely"), [(2, 0, 4), (10, -0.5, 1), (100, 0.5, 1.5), (1000, 1, 2)])
+def test_finds_them_among_any_number_of_classes(classes, unlikely, likely, generator):
+    """Of a thousand classes a label above most is still unlikely, and learned by heart long before it is the best."""
+    right = torch.arange(1000) % classes
+    labels = right.where(torch.arange(1000) % 5 > 0, (right + 1) % classes)  # a fifth are wrong
+    wrong = torch.nn.functional.one_hot(labels, classes).bool() & (labels != right)[:, None]
+    found = []
+    for logit in (unlikely, likely):
+        others = torch.randn(1000, classes, dtype=F64, generator=generator) if classes > 2 else torch.zeros(1000, 2)
+        input = others.double().masked_fill(wrong, logit)
+        best = math.log(4 * (classes - 1)) + 0.5  # p is 0.8 or so
+        found.append(highest_u(input.scatter(1, right[:, None], best), labels))
+    assert found[0] > 0.15
+    assert found[1] < 0.03
+
+
 def test_asks_no_predictions_that_know_nothing():
     """Half of the labels are unlikely where predictions agree with no more of them than chance makes."""
     generator = torch.Generator().manual_seed(0)
