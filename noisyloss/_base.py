@@ -16,11 +16,9 @@ from noisyloss._log_probs import (
     ClassFunction,
     add_bias,
     at_least_float32,
-    class_shares,
     class_sums,
     is_eager,
     log_probs,
-    mean_distribution,
     spread,
     target_and_sums,
     target_sums_and_spread,
@@ -107,10 +105,10 @@ class RobustLoss(nn.Module):
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
             :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with
-            :math:`g = (1 - i^2)^{(400\, v (v - u))^8}`.
+            :math:`g = (1 - i^2)^{(300\, v (v - u))^8}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
             the batch over :math:`\log \min(N, C)`; u is the share of targets that are not among the
-            :math:`(C - 1)^{2/3}` likeliest classes, with weights :math:`i^4`, minus :math:`(0.02 / \kappa)^2`, which
+            :math:`(C - 1)^{2/3}` likeliest classes, with weights :math:`i^2`, minus :math:`(0.02 / \kappa)^2`, which
             is what predictions that know little add to it, and times :math:`(1 + c) / 2`; and v is the highest u so
             far. :math:`\kappa` is Cohen's, how far predictions and targets agree beyond chance, and c is what
             predictions tell of their targets over what they claim to, in nats. Where such a number is not between 0
@@ -267,9 +265,9 @@ class RobustLoss(nn.Module):
         """Return the loss of every sample as far as its prediction is informed, and cross entropy as far as not."""
         log_p_y, sums, rank, seen = target_sums_and_spread(input, index, self.sums if self._plain else (), valid)
         values = self.per_class(log_p_y, sums) if self._plain else self._of_index(input, index, 0.0)
-        of_targets = log_p_y.detach().exp(), log_p_y, rank > warmup.likely(input.shape[CLASS_DIM])
-        labels = class_shares(index, seen.mean, valid)
-        return torch.lerp(values, -log_p_y, warmup.share(seen, of_targets, labels, valid))
+        known = log_p_y.detach(), seen.log_mean.expand(input.shape).gather(CLASS_DIM, index)
+        unlikely = rank > warmup.likely(input.shape[CLASS_DIM])
+        return torch.lerp(values, -log_p_y, warmup.share(seen, [*known, *map(torch.exp, known), unlikely], valid))
 
     def _mixed(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target, the class axis kept."""
@@ -283,10 +281,10 @@ class RobustLoss(nn.Module):
             values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
             seen = spread(log_p, valid)
             likeliest = log_p.topk(self._warmup.likely(num_classes) + 1, CLASS_DIM).values
-            of_classes = log_p.exp(), log_p, log_p <= likeliest.amin(CLASS_DIM, keepdim=True)
+            known = log_p, seen.log_mean
+            of_classes = *known, *map(torch.exp, known), log_p <= likeliest.amin(CLASS_DIM, keepdim=True)
             of_targets = [(target * x).nansum(CLASS_DIM, keepdim=True) for x in of_classes]
-            labels = mean_distribution(target.detach(), valid)
-            values = torch.lerp(values, -log_p, self._warmup.share(seen, of_targets, labels, valid))
+            values = torch.lerp(values, -log_p, self._warmup.share(seen, of_targets, valid))
         else:
             bias = self._bias(num_classes)
             values = self._of_all(input + bias * target if bias else input)

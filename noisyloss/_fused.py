@@ -117,9 +117,9 @@ class _FusedTargetAndSums(torch.autograd.Function):
             log_z_counted = log_z if counted is None else log_z.where(counted, math.inf)
             _launch(_column_sums, bias, (), input, peak, log_z_counted, sums)
             mean = sums.sum(0, keepdim=True)
-            mean /= mean.sum()
-            _launch(_seen, bias, (), input, index, peak, log_z, finite_log(mean), rank, divergence)
-            found = [rank, *Spread(divergence, mean)]
+            log_mean = finite_log(mean.div_(mean.sum()))
+            _launch(_seen, bias, (), input, index, peak, log_z, log_mean, rank, divergence)
+            found = [rank, *Spread(divergence, log_mean)]
             ctx.mark_non_differentiable(*found)
         ctx.save_for_backward(input, index, peak, log_z, sum_slope)
         ctx.bias, ctx.functions = bias, functions

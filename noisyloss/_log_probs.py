@@ -55,33 +55,23 @@ class Spread(NamedTuple):
 
     divergence: Tensor
     """Of every prediction from the mean, by Kullback and Leibler."""
-    mean: Tensor
-    """Of the predictions that are counted."""
+    log_mean: Tensor
+    """The logarithm of the mean prediction, of those that are counted."""
 
 
 def spread(log_p: Tensor, counted: Tensor | None) -> Spread:
     """The spread of these predictions, all of which count if None."""
     log_p = log_p.detach()
     p = log_p.exp()
-    mean = mean_distribution(p, counted)
-    divergence = (log_p - finite_log(mean)).mul_(p).nansum(CLASS_DIM, keepdim=True)  # 0 log 0, of a masked class, is 0
-    return Spread(divergence, mean)
+    log_mean = _log_mean(p, counted)
+    divergence = (log_p - log_mean).mul_(p).nansum(CLASS_DIM, keepdim=True)  # 0 log 0, of a masked class, is 0
+    return Spread(divergence, log_mean)
 
 
-def mean_distribution(p: Tensor, counted: Tensor | None) -> Tensor:
-    """The mean over those counted, all if None; the class axis kept."""
+def _log_mean(p: Tensor, counted: Tensor | None) -> Tensor:
     of_counted = p if counted is None else p.where(counted, 0.0)
     mean = of_counted.mean([dim for dim in range(p.dim()) if dim != CLASS_DIM], keepdim=True)
-    return mean if counted is None else mean.div_(mean.sum())
-
-
-def class_shares(index: Tensor, like: Tensor, counted: Tensor | None) -> Tensor:
-    """The share of every class in the indices counted, all if None; of the shape and dtype of ``like``."""
-    zeros = like.new_zeros(like.numel())
-    if counted is None:
-        return zeros.scatter_(0, index.flatten(), 1 / index.numel(), reduce="add").view_as(like)
-    numbers = zeros.scatter_add_(0, index.flatten(), counted.flatten().to(like.dtype))
-    return numbers.div_(numbers.sum()).view_as(like)
+    return finite_log(mean if counted is None else mean.div_(mean.sum()))
 
 
 def finite_log(p: Tensor) -> Tensor:
@@ -299,12 +289,11 @@ class _TargetAndSums(torch.autograd.Function):
         log_p_y = z_y - rest
         found: Sequence[Tensor | None] = [None] * SEEN
         if spreads:
-            mean = mean_distribution(p, counted)
-            log_mean = finite_log(mean)
+            log_mean = _log_mean(p, counted)
             p_log_mean = [
                 torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True) for rows in all_rows
             ]
-            found = [rank, *Spread(p_below - rest - _join(p_log_mean), mean)]
+            found = [rank, *Spread(p_below - rest - _join(p_log_mean), log_mean)]
             ctx.mark_non_differentiable(*found)
         if bias:  # log p of the others falls, that of y gains
             fall = torch.logaddexp(torch.log1p(-log_p_y.exp()), log_p_y + bias)

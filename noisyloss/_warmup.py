@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from noisyloss._log_probs import finite_log, is_eager, is_transformed
+from noisyloss._log_probs import is_eager, is_transformed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ SPAN = 10240  # samples after which a batch has faded to a third or so: eighty b
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (400 v (v - u))**8``.
+    It is ``(1 - i**2) ** (300 v (v - u))**8``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -46,39 +46,36 @@ class Warmup(nn.Module):
         self.register_buffer("highest", torch.zeros(()))  # v
 
     @torch.no_grad()
-    def share(self, seen: Spread, of_targets: Sequence[Tensor], mean_target: Tensor, counted: Tensor | None) -> Tensor:
+    def share(self, seen: Spread, of_targets: Sequence[Tensor], counted: Tensor | None) -> Tensor:
         """Return the share for each sample, and count those ``counted``, all if None.
 
-        ``of_targets`` are their probability, its logarithm, and whether it is unlikely, each a mean over the target.
+        ``of_targets`` are the log-probability by the sample's prediction and by the mean prediction, these two
+        probabilities, and whether it is unlikely, each a mean over the target.
         """
-        p_y, log_p_y, unlikely = of_targets
-        divergence, mean = seen
-        most = math.log(max(2, min(mean.numel(), divergence.numel())))
+        log_p_y, log_mean_y, p_y, mean_y, unlikely = of_targets
+        divergence, log_mean = seen
+        most = math.log(max(2, min(log_mean.numel(), divergence.numel())))
         i2 = (divergence / most).square().clamp(max=1)
-        i4 = i2.square()
-        samples = torch.stack([p_y, log_p_y.clamp(min=-100), divergence, i4, i4 * unlikely])
-        if counted is not None:
-            samples = samples.where(counted, 0.0)
-        classes = torch.stack([mean_target, mean_target * mean, mean_target * finite_log(mean)]).flatten(1).sum(1)
-        if counted is not None:
-            classes = classes * counted.to(i2.dtype).mean()
-        tally = self._tallied(torch.cat([samples.flatten(1).mean(1), classes]), i2.numel())
-        right, log_right, claimed, sum_i4, unlikely_i4, all_, chance, log_chance = tally
+        ones = torch.ones_like(p_y)
+        samples = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y, divergence, i2, i2 * unlikely]
+        all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2 = self._tallied(samples, counted)
         tiny = torch.finfo(i2.dtype).tiny
         kappa = _clip((right - chance) / (all_ - chance + tiny))
         c = (log_right - log_chance) / (claimed + tiny)
-        u = _clip(unlikely_i4 / (sum_i4 + tiny) - 0.02**2 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
+        u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.02**2 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
         v = self._highest(u * _clip(10 * all_), _clip(30 * kappa))
-        return (1 - i2).pow((400 * v * _clip(v - u)) ** 8)
+        return (1 - i2).pow((300 * v * _clip(v - u)) ** 8)
 
     @staticmethod
     def likely(num_classes: int) -> int:
         """Return how many of the classes are likely: 1 of 2, 5 of 10, 100 of 1000."""
-        return math.ceil((num_classes - 1) ** (2 / 3))
+        return math.ceil(math.pow(num_classes - 1, 2 / 3))
 
-    def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
-        """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""
-        rate = size / (SPAN + size)
+    def _tallied(self, samples: list[Tensor], counted: Tensor | None) -> Sequence[float] | Sequence[Tensor]:
+        """Mix the means of the samples into the tally; return it, as floats where these cost less than tensors."""
+        of_samples = torch.stack(samples)
+        batch = (of_samples if counted is None else of_samples.where(counted, 0.0)).flatten(1).mean(1)
+        rate = samples[0].numel() / (SPAN + samples[0].numel())
         if self.tally.device != batch.device or self.tally.dtype != batch.dtype:
             self.tally, self.highest = self.tally.to(batch), self.highest.to(batch)
         if is_transformed():  # no state leaves a transform: it uses what there is
