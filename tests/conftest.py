@@ -20,7 +20,7 @@ JUMPS = {id for id in list_losses() if id.startswith("epsilon")}
 LINKED = {id for id, cls in LOSSES.items() if issubclass(cls, LinkedLoss)}
 """Losses of transformed logits, which keep more than one N×C tensor for the backward pass."""
 
-hypothesis.settings.register_profile("default", deadline=None, max_examples=12)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
