@@ -16,11 +16,9 @@ from noisyloss._log_probs import (
     ClassFunction,
     add_bias,
     at_least_float32,
-    class_shares,
     class_sums,
     is_eager,
     log_probs,
-    mean_distribution,
     spread,
     target_and_sums,
     target_sums_and_spread,
@@ -107,18 +105,16 @@ class RobustLoss(nn.Module):
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
             :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with
-            :math:`g = (1 - i^2)^{1000\, d^{16} \kappa\, r^8 + (200\, v (v - u))^8}`.
+            :math:`g = (1 - i^2)^{(300\, v (v - u))^8}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
-            the batch over :math:`\log \min(N, C)`; :math:`\kappa` is Cohen's, how far predictions and targets agree
-            beyond chance; r is how far the surest predictions contradict their targets, the mean of :math:`1 - p_y`
-            with weights :math:`i^8`, over how far all do; d is the entropy of the mean prediction over that of the mean
-            target; u is the share of targets less likely than the geometric mean of the classes, with weights
-            :math:`i^2`, minus :math:`0.0002 / \kappa^2`, which is what predictions that know little add to it; and v is
-            the highest :math:`u (1 + c) / 2` so far, where c is what predictions tell of their targets over what they
-            claim to, in nats. All but i are between 0 and 1, or taken as 0 or 1 where they are not, and of the last ten
-            thousand samples; what makes them and v is the loss's only state.
-            So it ends by itself: when the labels contradict sure predictions as much as others, or when those that
-            were unlikely begin to be memorised. Default: False.
+            the batch over :math:`\log \min(N, C)`; u is the share of targets that are not among the
+            :math:`(C - 1)^{2/3}` likeliest classes, with weights :math:`i^2`, minus :math:`(0.02 / \kappa)^2`, which
+            is what predictions that know little add to it, and times :math:`(1 + c) / 2`; and v is the highest u so
+            far. :math:`\kappa` is Cohen's, how far predictions and targets agree beyond chance, and c is what
+            predictions tell of their targets over what they claim to, in nats. Where such a number is not between 0
+            and 1 it is taken as 0 or 1. All but i and v are of the last ten thousand samples; what makes them and v
+            is the loss's only state.
+            So it ends by itself, when labels that were unlikely begin to be memorised. Default: False.
 
     The last two act while the loss is in training mode and gradients are recorded, so not under :func:`torch.no_grad`.
 
@@ -267,11 +263,11 @@ class RobustLoss(nn.Module):
 
     def _warming_up(self, warmup: Warmup, input: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
         """Return the loss of every sample as far as its prediction is informed, and cross entropy as far as not."""
-        log_p_y, sums, seen = target_sums_and_spread(input, index, self.sums if self._plain else (), valid)
+        log_p_y, sums, rank, seen = target_sums_and_spread(input, index, self.sums if self._plain else (), valid)
         values = self.per_class(log_p_y, sums) if self._plain else self._of_index(input, index, 0.0)
-        of_targets = log_p_y.detach().exp(), log_p_y, log_p_y < seen.mean_log_p
-        labels = class_shares(index, seen.mean, valid)
-        return torch.lerp(values, -log_p_y, warmup.share(seen, of_targets, labels, valid))
+        known = log_p_y.detach(), seen.log_mean.expand(input.shape).gather(CLASS_DIM, index)
+        unlikely = rank > warmup.likely(input.shape[CLASS_DIM])
+        return torch.lerp(values, -log_p_y, warmup.share(seen, [*known, *map(torch.exp, known), unlikely], valid))
 
     def _mixed(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target, the class axis kept."""
@@ -284,10 +280,11 @@ class RobustLoss(nn.Module):
             log_p = log_probs(input)
             values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
             seen = spread(log_p, valid)
-            of_classes = log_p.exp(), log_p, log_p < seen.mean_log_p
+            likeliest = log_p.topk(self._warmup.likely(num_classes) + 1, CLASS_DIM).values
+            known = log_p, seen.log_mean
+            of_classes = *known, *map(torch.exp, known), log_p <= likeliest.amin(CLASS_DIM, keepdim=True)
             of_targets = [(target * x).nansum(CLASS_DIM, keepdim=True) for x in of_classes]
-            labels = mean_distribution(target.detach(), valid)
-            values = torch.lerp(values, -log_p, self._warmup.share(seen, of_targets, labels, valid))
+            values = torch.lerp(values, -log_p, self._warmup.share(seen, of_targets, valid))
         else:
             bias = self._bias(num_classes)
             values = self._of_all(input + bias * target if bias else input)

@@ -1,7 +1,7 @@
 """The node of ``_log_probs`` for CUDA: Triton kernels that keep nothing of size N×C but the logits, there anyway.
 
 One kernel each way serves the whole family; a class function enters by its form in :func:`_f`, which gives f and f'.
-Two more make the spread of the predictions, which the warm-up asks for.
+Two more make what the warm-up asks for, the rank of y and the spread of the predictions.
 This module is to be imported when the first CUDA tensor comes; it imports without Triton too.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from noisyloss._log_probs import CLASS_DIM, LOG_P, Spread, differentiable_grad, finite_log
+from noisyloss._log_probs import CLASS_DIM, LOG_P, SEEN, Spread, differentiable_grad, finite_log
 from noisyloss.losses.pointwise import CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
 
 try:
@@ -77,13 +77,13 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
 def target_and_sums(
     input: Tensor, index: Tensor, bias: float, spreads: bool, counted: Tensor | None, *functions: ClassFunction
 ) -> tuple[Tensor, ...]:
-    """``log_p[y]``, of shape (N, 1), the fields of the spread, and the class sum; in float32.
+    """``log_p[y]``, of shape (N, 1), its rank, the spread, and the class sum; in float32.
 
     Args:
         input: logits of shape (N, C), which :func:`fusable` accepts.
         index: class indices of shape (N, 1).
         bias: is added to the logit of the class ``index``; 0 if the spread is asked for.
-        spreads: whether to compute the spread, whose fields are None else.
+        spreads: whether to compute the rank and the spread, which are None else.
         counted: where a row belongs to the mean, of shape (N, 1); everywhere if None.
         functions: none or one.
     """
@@ -109,17 +109,17 @@ class _FusedTargetAndSums(torch.autograd.Function):
         empty = functools.partial(torch.empty, dtype=torch.float32, device=input.device)
         log_p_y, sum_f, peak, log_z, sum_slope = (empty(index.shape) for _ in range(5))
         _launch(_forward, bias, functions, input, index, log_p_y, sum_f, peak, log_z, sum_slope)
-        found: Sequence[Tensor | None] = [None] * len(Spread._fields)
+        found: Sequence[Tensor | None] = [None] * SEEN
         if spreads:
             N, C = input.shape
-            divergence, mean_log_p = empty(index.shape), empty(index.shape)
+            rank, divergence = empty(index.shape), empty(index.shape)
             sums = empty(triton.cdiv(N, _SPAN * _tile(C)[0]), C)
             log_z_counted = log_z if counted is None else log_z.where(counted, math.inf)
             _launch(_column_sums, bias, (), input, peak, log_z_counted, sums)
             mean = sums.sum(0, keepdim=True)
-            mean /= mean.sum()
-            _launch(_spread, bias, (), input, peak, log_z, finite_log(mean), divergence, mean_log_p)
-            found = Spread(divergence, mean_log_p, mean)
+            log_mean = finite_log(mean.div_(mean.sum()))
+            _launch(_seen, bias, (), input, index, peak, log_z, log_mean, rank, divergence)
+            found = [rank, *Spread(divergence, log_mean)]
             ctx.mark_non_differentiable(*found)
         ctx.save_for_backward(input, index, peak, log_z, sum_slope)
         ctx.bias, ctx.functions = bias, functions
@@ -127,7 +127,7 @@ class _FusedTargetAndSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_sums = grads[len(Spread._fields) :]
+        grad_sums = grads[SEEN:]
         input, index, *scalars = ctx.saved_tensors
         no_grads = (None,) * (4 + len(ctx.functions))
         if torch.is_grad_enabled():
@@ -264,25 +264,29 @@ def _column_sums(
 
 
 @_jit
-def _spread(
-    input, peak, log_z, log_mean, divergence, mean_log_p,
+def _seen(
+    input, index, peak, log_z, log_mean, rank, divergence,
     N, C, stride, bias, a, b, FORM: constexpr, ALIGN: constexpr, ROWS: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     C *= ALIGN
     row = _rows(ROWS)
     in_N = row < N
+    y = tl.load(index + row, mask=in_N)
+    start_of_row = input + row * (stride * ALIGN)
+    x_y = _values(start_of_row + y, in_N & (y >= 0) & (y < C))
     top, rest = tl.load(peak + row, mask=in_N), tl.load(log_z + row, mask=in_N)
+    number = tl.zeros([ROWS, 1], tl.float32)
     total = tl.zeros([ROWS, 1], tl.float32)
-    below_top = tl.zeros([ROWS, 1], tl.float32)  # of one sign, so nothing cancels
     for start in range(0, C, BLOCK):
         k = start + tl.arange(0, BLOCK)[None, :]
-        below = _values(input + row * (stride * ALIGN) + k, in_N & (k < C)) - top
-        below_top += tl.sum(tl.where(k < C, below, 0.0), axis=1, keep_dims=True)
-        above_mean = below - rest - tl.load(log_mean + k, mask=k < C)
-        term = tl.exp(below - rest) * above_mean  # not a number for a masked class, with a logit of minus infinity
+        x = _values(start_of_row + k, in_N & (k < C))
+        number += tl.sum(tl.where((k < C) & (x >= x_y), 1.0, 0.0), axis=1, keep_dims=True)
+        log_p = x - top - rest
+        above_mean = log_p - tl.load(log_mean + k, mask=k < C)
+        term = tl.exp(log_p) * above_mean  # not a number for a masked class, with a logit of minus infinity
         total += tl.sum(tl.where((k < C) & (term == term), term, 0.0), axis=1, keep_dims=True)
+    tl.store(rank + row, number, mask=in_N)
     tl.store(divergence + row, total, mask=in_N)
-    tl.store(mean_log_p + row, below_top / C - rest, mask=in_N)
 
 
 @_jit

@@ -51,39 +51,27 @@ def at_least_float32(input: Tensor) -> torch.dtype:
 
 
 class Spread(NamedTuple):
-    """How predictions differ from each other and over the classes, without gradient; the class axis kept."""
+    """How predictions differ from each other, without gradient; the class axis kept."""
 
     divergence: Tensor
     """Of every prediction from the mean, by Kullback and Leibler."""
-    mean_log_p: Tensor
-    """Over the classes, of every prediction."""
-    mean: Tensor
-    """Of the predictions that are counted."""
+    log_mean: Tensor
+    """The logarithm of the mean prediction, of those that are counted."""
 
 
 def spread(log_p: Tensor, counted: Tensor | None) -> Spread:
     """The spread of these predictions, all of which count if None."""
     log_p = log_p.detach()
     p = log_p.exp()
-    mean = mean_distribution(p, counted)
-    divergence = (log_p - finite_log(mean)).mul_(p).nansum(CLASS_DIM, keepdim=True)  # 0 log 0, of a masked class, is 0
-    return Spread(divergence, log_p.mean(CLASS_DIM, keepdim=True), mean)
+    log_mean = _log_mean(p, counted)
+    divergence = (log_p - log_mean).mul_(p).nansum(CLASS_DIM, keepdim=True)  # 0 log 0, of a masked class, is 0
+    return Spread(divergence, log_mean)
 
 
-def mean_distribution(p: Tensor, counted: Tensor | None) -> Tensor:
-    """The mean over those counted, all if None; the class axis kept."""
+def _log_mean(p: Tensor, counted: Tensor | None) -> Tensor:
     of_counted = p if counted is None else p.where(counted, 0.0)
     mean = of_counted.mean([dim for dim in range(p.dim()) if dim != CLASS_DIM], keepdim=True)
-    return mean if counted is None else mean.div_(mean.sum())
-
-
-def class_shares(index: Tensor, like: Tensor, counted: Tensor | None) -> Tensor:
-    """The share of every class in the indices counted, all if None; of the shape and dtype of ``like``."""
-    zeros = like.new_zeros(like.numel())
-    if counted is None:
-        return zeros.scatter_(0, index.flatten(), 1 / index.numel(), reduce="add").view_as(like)
-    numbers = zeros.scatter_add_(0, index.flatten(), counted.flatten().to(like.dtype))
-    return numbers.div_(numbers.sum()).view_as(like)
+    return finite_log(mean if counted is None else mean.div_(mean.sum()))
 
 
 def finite_log(p: Tensor) -> Tensor:
@@ -164,13 +152,15 @@ def target_and_sums(
 
 def target_sums_and_spread(
     input: Tensor, index: Tensor, functions: Sequence[ClassFunction], counted: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...], Spread]:
-    """The same with the :func:`spread`."""
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Spread]:
+    """The same with the rank of y, 1 for the likeliest class and the last of those that tie, and the :func:`spread`."""
     if not _blockwise(input, True):
         log_p = log_probs(input)
-        return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions), spread(log_p, counted)
-    log_p_y, sums, found = _by_node(input, index, 0.0, True, counted, functions)
-    return log_p_y, sums, Spread(*found)
+        log_p_y = log_p.gather(CLASS_DIM, index)
+        rank = (log_p >= log_p_y).sum(CLASS_DIM, keepdim=True)
+        return log_p_y, class_sums(log_p, functions), rank, spread(log_p, counted)
+    log_p_y, sums, (rank, *found) = _by_node(input, index, 0.0, True, counted, functions)
+    return log_p_y, sums, rank, Spread(*found)
 
 
 def _target_and_sums(
@@ -222,13 +212,12 @@ def _by_node(
     counted: Tensor | None,
     functions: Sequence[ClassFunction],
 ) -> tuple[Tensor, tuple[Tensor, ...], Sequence[Any]]:
-    """``log_p[y]``, the class sums and the spread by a node, which need not be told of a constant."""
+    """``log_p[y]``, the class sums and what is seen by a node, which need not be told of a constant."""
     varying = [function for function in functions if function is not NUM_CLASSES]
     log_p_y, *outputs = _node(input, index, varying)(input, index, bias, spreads, counted, *varying)
-    size = len(Spread._fields)
-    left, num_classes = iter(outputs[size:]), input.shape[CLASS_DIM]
+    left, num_classes = iter(outputs[SEEN:]), input.shape[CLASS_DIM]
     all_sums = (torch.full_like(log_p_y, num_classes) if f is NUM_CLASSES else next(left) for f in functions)
-    return log_p_y, tuple(all_sums), outputs[:size]
+    return log_p_y, tuple(all_sums), outputs[:SEEN]
 
 
 def _node(input: Tensor, index: Tensor, functions: Sequence[ClassFunction]) -> Callable[..., tuple[Any, ...]]:
@@ -239,6 +228,10 @@ def _node(input: Tensor, index: Tensor, functions: Sequence[ClassFunction]) -> C
         if _fused.fusable(input, index, functions):
             return _fused.target_and_sums
     return _TargetAndSums.apply  # type: ignore[no-any-return]
+
+
+SEEN = 1 + len(Spread._fields)
+"""What a node gives beside ``log_p[y]`` and the sums, if asked to: the rank of y and the spread."""
 
 
 class Softmax(NamedTuple):
@@ -278,28 +271,29 @@ class _TargetAndSums(torch.autograd.Function):
         affine = any(f.affine for f in functions)
         all_rows = _row_blocks(input, 2 if spreads else 1)
         work = torch.empty_like(p[all_rows[0]]) if spreads else p
+        z_y = input.gather(CLASS_DIM, index)
         blocks = []
         for rows in all_rows:
             z, p_block = input[rows], p[rows]
-            peak = below = p_below = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
+            peak = below = p_below = rank = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
             if affine or spreads:
                 z_below = torch.sub(z, peak, out=work[: len(z)] if spreads else p_block)
-                below = z_below.sum(CLASS_DIM, keepdim=True)
+                below = z_below.sum(CLASS_DIM, keepdim=True) if affine else below
             torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
             if spreads:
                 p_below = z_below.mul_(p_block).nansum(CLASS_DIM, keepdim=True)
-            blocks.append((peak, p_block.amax(CLASS_DIM, keepdim=True).log_().neg_(), below, p_below))
-        peak, rest, below, p_below = map(_join, zip(*blocks, strict=True))
-        z_y = input.gather(CLASS_DIM, index).sub(peak)
+                rank = torch.ge(z, z_y[rows], out=z_below).sum(CLASS_DIM, keepdim=True)
+            blocks.append((peak, p_block.amax(CLASS_DIM, keepdim=True).log_().neg_(), below, p_below, rank))
+        peak, rest, below, p_below, rank = map(_join, zip(*blocks, strict=True))
+        z_y = z_y.sub(peak)
         log_p_y = z_y - rest
-        found: Sequence[Tensor | None] = [None] * len(Spread._fields)
+        found: Sequence[Tensor | None] = [None] * SEEN
         if spreads:
-            mean = mean_distribution(p, counted)
-            log_mean = finite_log(mean)
+            log_mean = _log_mean(p, counted)
             p_log_mean = [
                 torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True) for rows in all_rows
             ]
-            found = Spread(p_below - rest - _join(p_log_mean), below / input.shape[CLASS_DIM] - rest, mean)
+            found = [rank, *Spread(p_below - rest - _join(p_log_mean), log_mean)]
             ctx.mark_non_differentiable(*found)
         if bias:  # log p of the others falls, that of y gains
             fall = torch.logaddexp(torch.log1p(-log_p_y.exp()), log_p_y + bias)
@@ -325,7 +319,7 @@ class _TargetAndSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_sums = grads[len(Spread._fields) :]
+        grad_sums = grads[SEEN:]
         input, index, p, peak, rest = ctx.saved_tensors
         softmax = Softmax(p, peak, rest)
         bias, functions = ctx.bias, ctx.functions

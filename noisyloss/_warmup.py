@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.special import entr
 
-from noisyloss._log_probs import finite_log, is_eager, is_transformed
+from noisyloss._log_probs import is_eager, is_transformed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,26 +21,20 @@ SPAN = 10240  # samples after which a batch has faded to a third or so: eighty b
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (1000 d**16 kappa r**8 + (200 v (v - u))**8)``.
+    It is ``(1 - i**2) ** (300 v (v - u))**8``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
-    The first term is for labels that all contradict alike. kappa is Cohen's, how far predictions agree with their
-    targets beyond chance, so how much they know. r is how far the surest contradict their targets over how far all do:
-    where labels are right predictions err the less the surer they are, and cross entropy stays.
-    d is the entropy of the mean prediction over that of the mean target: a network that has lost some of the classes
-    is sure and wrong, whatever the labels, and the robust loss would never find them again.
-    The second is for a network that memorises wrong labels while it learns, which is the surer the more it has
-    memorised, so that r is small. u is how many labels predictions hold for less likely than the average class, where
-    they say much. A hard sample's label is seldom among those, and half of the wrong ones are, or more, until they are
-    memorised. Where predictions know little others are as well, so much the less is counted.
+    u is how many labels predictions hold for unlikely, where they say much. A hard sample's label is seldom among
+    those, and half of the wrong ones are, or more, until they are memorised. Where predictions know little others are
+    as well, so much the less is counted. kappa is Cohen's, how far predictions agree with their targets beyond chance.
+    c is what predictions tell of their targets over what they claim to tell, both in nats. The first steps at a high
+    learning rate make a network sure and wrong, whatever the labels are like: what claims too much is no witness.
     v is the highest u has been. As long as u stays there no wrong label is memorised, and cross entropy, which learns
     faster, does no harm. When u falls, wrong labels are being memorised, and the robust loss takes over; what the
     network has learned by then it holds, and u with it. With right labels v is small.
-    c is what predictions tell of their targets over what they claim to tell, both in nats. The first steps at a high
-    learning rate make a network sure and wrong, whatever the labels are like: what claims too much is no witness.
 
-    kappa, r, d, u and c are those of the last ten thousand samples or so.
+    kappa, u and c are those of the last ten thousand samples or so.
     """
 
     tally: Tensor
@@ -49,43 +42,40 @@ class Warmup(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("tally", torch.zeros(12))
+        self.register_buffer("tally", torch.zeros(8))
         self.register_buffer("highest", torch.zeros(()))  # v
 
     @torch.no_grad()
-    def share(self, seen: Spread, of_targets: Sequence[Tensor], mean_target: Tensor, counted: Tensor | None) -> Tensor:
+    def share(self, seen: Spread, of_targets: Sequence[Tensor], counted: Tensor | None) -> Tensor:
         """Return the share for each sample, and count those ``counted``, all if None.
 
-        ``of_targets`` are their probability, its logarithm, and whether it is unlikely, each a mean over the target.
+        ``of_targets`` are the log-probability by the sample's prediction and by the mean prediction, these two
+        probabilities, and whether it is unlikely, each a mean over the target.
         """
-        p_y, log_p_y, unlikely = of_targets
-        divergence, _, mean = seen
-        most = math.log(max(2, min(mean.numel(), divergence.numel())))
+        log_p_y, log_mean_y, p_y, mean_y, unlikely = of_targets
+        divergence, log_mean = seen
+        most = math.log(max(2, min(log_mean.numel(), divergence.numel())))
         i2 = (divergence / most).square().clamp(max=1)
-        i8 = i2.pow(4)
-        samples = torch.stack([p_y, log_p_y.clamp(min=-100), divergence, i2, i2 * unlikely, i8, i8 * p_y])
-        if counted is not None:
-            samples = samples.where(counted, 0.0)
-        log_mean = finite_log(mean)
-        of_classes = [mean_target, mean_target * mean, mean_target * log_mean, mean * log_mean, entr(mean_target)]
-        classes = torch.stack(of_classes).flatten(1).sum(1)
-        if counted is not None:
-            classes = classes * counted.to(i2.dtype).mean()
-        tally = self._tallied(torch.cat([samples.flatten(1).mean(1), classes]), i2.numel())
-        right, log_right, claimed, sum_i2, unlikely_i2, sum_i8, right_i8 = tally[:7]
-        all_, chance, log_chance, minus_entropy, most_entropy = tally[7:]
+        ones = torch.ones_like(p_y)
+        samples = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y, divergence, i2, i2 * unlikely]
+        all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2 = self._tallied(samples, counted)
         tiny = torch.finfo(i2.dtype).tiny
         kappa = _clip((right - chance) / (all_ - chance + tiny))
         c = (log_right - log_chance) / (claimed + tiny)
-        d = _clip(-minus_entropy / (most_entropy + tiny))
-        r = _clip((sum_i8 - right_i8) * all_ / (sum_i8 * (all_ - right) + tiny))
-        u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0002 / (kappa * kappa + tiny))
-        v = self._highest(u * _clip((1 + c) / 2) * _clip(10 * all_), _clip(30 * kappa))
-        return (1 - i2).pow(1000 * d**16 * kappa * r**8 + (200 * v * _clip(v - u)) ** 8)
+        u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.02**2 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
+        v = self._highest(u * _clip(10 * all_), _clip(30 * kappa))
+        return (1 - i2).pow((300 * v * _clip(v - u)) ** 8)
 
-    def _tallied(self, batch: Tensor, size: int) -> Sequence[float] | Sequence[Tensor]:
-        """Mix the means of a batch into the tally; return it, as floats where these cost less than tensors."""
-        rate = size / (SPAN + size)
+    @staticmethod
+    def likely(num_classes: int) -> int:
+        """Return how many of the classes are likely: 1 of 2, 5 of 10, 100 of 1000."""
+        return math.ceil(math.pow(num_classes - 1, 2 / 3))
+
+    def _tallied(self, samples: list[Tensor], counted: Tensor | None) -> Sequence[float] | Sequence[Tensor]:
+        """Mix the means of the samples into the tally; return it, as floats where these cost less than tensors."""
+        of_samples = torch.stack(samples)
+        batch = (of_samples if counted is None else of_samples.where(counted, 0.0)).flatten(1).mean(1)
+        rate = samples[0].numel() / (SPAN + samples[0].numel())
         if self.tally.device != batch.device or self.tally.dtype != batch.dtype:
             self.tally, self.highest = self.tally.to(batch), self.highest.to(batch)
         if is_transformed():  # no state leaves a transform: it uses what there is

@@ -18,8 +18,8 @@ from noisyloss import CELoss, FocalLoss, GCELoss, MAELoss, create_loss
 from noisyloss._log_probs import (
     LOG_P,
     NUM_CLASSES,
+    SEEN,
     ClassFunction,
-    Spread,
     _target_and_sums,
     spread,
     target_and_sums,
@@ -79,7 +79,7 @@ def indices(input: Tensor, generator: torch.Generator) -> Tensor:
 
 def fused(input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]) -> tuple[Tensor, ...]:
     log_p_y, *outputs = _fused.target_and_sums(input, index, bias, False, None, *functions)
-    sums = outputs[len(Spread._fields) :]
+    sums = outputs[SEEN:]
     return log_p_y, *sums
 
 
@@ -168,7 +168,7 @@ def test_offsets_of_more_than_32_bits(dtype: torch.dtype, generator: torch.Gener
     check(input, [CELoss()], generator)
 
 
-# The spread of the predictions
+# What a warm-up asks for
 
 
 @runs_kernels
@@ -178,18 +178,20 @@ def test_spread(shape: tuple[int, int], dtype: str, scale: float, generator: tor
     input = logits(shape, getattr(torch, dtype), generator, scale).detach()
     index = indices(input, generator)
     for counted in (None, torch.rand(index.shape, generator=generator).to(DEVICE) < 0.6, index < 0):
-        results = [_fused.target_and_sums(input, index, 0.0, True, counted, CELoss())[:4]]
+        log_p_y, rank, *found, _ = _fused.target_and_sums(input, index, 0.0, True, counted, CELoss())
+        assert torch.equal(rank, (input >= input.gather(1, index)).sum(1, keepdim=True).float())
+        results = [[log_p_y, *found]]
         for dtype_of_plain in (torch.float64, torch.float32):
             log_p = input.to(dtype_of_plain).log_softmax(1)
             results.append((log_p.gather(1, index), *spread(log_p, counted)))
         # A divergence is a sum that cancels, whatever its size.
-        for got, exact, single, least in zip(*results, (0, 1, 0, 0), strict=True):
+        for got, exact, single, least in zip(*results, (0, 1, 0), strict=True):
             assert got.dtype == torch.float32
             assert got.shape == exact.shape
             size = exact.abs().max().clip(min=least)
             budget = 2 * (single - exact).abs().max() + 16 * torch.finfo(torch.float32).eps * size
             torch.testing.assert_close(got.double(), exact, rtol=0, atol=float(budget.nan_to_num()), equal_nan=True)
-    assert results[0][3].isnan().all()  # of none
+    assert results[0][2].isnan().all()  # of none
 
 
 @runs_kernels
@@ -199,20 +201,20 @@ def test_ignored_rows_are_not_in_the_mean_whatever_they_hold(generator: torch.Ge
     index = indices(input, generator)
     expected = _fused.target_and_sums(input[counted[:, 0]], index[counted[:, 0]], 0.0, True, None)
     input[0], input[4, 3] = torch.nan, torch.inf
-    _, divergence, mean_log_p, mean = _fused.target_and_sums(input, index, 0.0, True, counted)
-    torch.testing.assert_close(mean, expected[3], rtol=1e-5, atol=1e-9)
-    torch.testing.assert_close(divergence[counted], expected[1].flatten(), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(mean_log_p[counted], expected[2].flatten())
+    _, rank, divergence, log_mean = _fused.target_and_sums(input, index, 0.0, True, counted)
+    torch.testing.assert_close(log_mean, expected[3], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(divergence[counted], expected[2].flatten(), rtol=1e-4, atol=1e-6)
+    assert torch.equal(rank[counted], expected[1].flatten())
 
 
 @runs_kernels
 def test_spread_beside_a_masked_class(generator: torch.Generator) -> None:
     input = logits((40, 1030), torch.float32, generator).detach()
     input[:, 7] = -torch.inf
-    _, *found = _fused.target_and_sums(input, torch.zeros_like(input[:, :1], dtype=torch.long), 0.0, True, None)
+    _, rank, *found = _fused.target_and_sums(input, torch.full_like(input[:, :1], 7, dtype=torch.long), 0.0, True, None)
+    assert (rank == 1030).all()
     expected = spread(input.log_softmax(1), None)
     assert expected.divergence.isfinite().all()
-    assert (expected.mean_log_p == -torch.inf).all()
     for got, plain in zip(found, expected, strict=True):
         torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-6)
 
@@ -451,7 +453,7 @@ def test_kernels_compile(
 
         return type("Compiling", (), {"__getitem__": lambda self, grid: launcher(grid)})()
 
-    for name in ("_forward", "_backward", "_column_sums", "_spread"):
+    for name in ("_forward", "_backward", "_column_sums", "_seen"):
         monkeypatch.setattr(_fused, name, compiling(getattr(_fused, name)))
     functions = [[], [CELoss()], [GCELoss()], [FocalLoss()], [FocalLoss(detach_modulator=True)]]
     for fs in functions:
