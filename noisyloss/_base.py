@@ -105,10 +105,10 @@ class RobustLoss(nn.Module):
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
             :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with
-            :math:`g = (1 - i^2)^{(300\, v (v - u))^8}`.
+            :math:`g = (1 - i^2)^{((29\, v)^3 (v - u))^{16}}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
             the batch over :math:`\log \min(N, C)`; u is the share of targets that are not among the
-            :math:`(C - 1)^{2/3}` likeliest classes, with weights :math:`i^2`, minus :math:`(0.02 / \kappa)^2`, which
+            :math:`(C - 1)^{2/3}` likeliest classes, with weights :math:`i^2`, minus :math:`0.0005 / \kappa^2`, which
             is what predictions that know little add to it, and times :math:`(1 + c) / 2`; and v is the highest u so
             far. :math:`\kappa` is Cohen's, how far predictions and targets agree beyond chance, and c is what
             predictions tell of their targets over what they claim to, in nats. Where such a number is not between 0

@@ -21,7 +21,7 @@ SPAN = 10240  # samples after which a batch has faded to a third or so: eighty b
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (300 v (v - u))**8``.
+    It is ``(1 - i**2) ** ((29 v)**3 (v - u))**16``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -62,9 +62,9 @@ class Warmup(nn.Module):
         tiny = torch.finfo(i2.dtype).tiny
         kappa = _clip((right - chance) / (all_ - chance + tiny))
         c = (log_right - log_chance) / (claimed + tiny)
-        u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.02**2 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
+        u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
         v = self._highest(u * _clip(10 * all_), _clip(30 * kappa))
-        return (1 - i2).pow((300 * v * _clip(v - u)) ** 8)
+        return (1 - i2).pow(((29 * v) ** 3 * _clip(v - u)) ** 16)
 
     @staticmethod
     def likely(num_classes: int) -> int:

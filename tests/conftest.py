@@ -20,6 +20,10 @@ JUMPS = {id for id in list_losses() if id.startswith("epsilon")}
 LINKED = {id for id, cls in LOSSES.items() if issubclass(cls, LinkedLoss)}
 """Losses of transformed logits, which keep more than one N×C tensor for the backward pass."""
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: more threads would wait for each other
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start
+
 hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -72,18 +72,18 @@ def seen_by_numpy(p, targets):
 
 
 def told_by_numpy(seen):
-    """Return kappa, c and u from what is remembered."""
+    """Return kappa and u from what is remembered."""
     all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely = seen
     a, b = right / all_, chance / all_
     kappa, c = np.clip((a - b) / (1 - b), 1e-100, 1), (log_right - log_chance) / claimed
-    return kappa, c, max(unlikely / sum_i2 - (0.02 / kappa) ** 2, 0) * np.clip((1 + c) / 2, 0, 1)
+    return kappa, max(unlikely / sum_i2 - 0.0005 / kappa**2, 0) * np.clip((1 + c) / 2, 0, 1)
 
 
 def share_by_numpy(p, seen, highest):
     """Return the share from the probabilities, from what is remembered and the highest u, and the new highest u."""
-    kappa, _, u = told_by_numpy(seen)
+    kappa, u = told_by_numpy(seen)
     v = max(highest * min(30 * kappa, 1), u * min(10 * seen[0], 1))
-    return (1 - informed(p) ** 2) ** ((300 * v * max(v - u, 0)) ** 8), v
+    return (1 - informed(p) ** 2) ** (((29 * v) ** 3 * max(v - u, 0)) ** 16), v
 
 
 def of_numpy(p, targets, highest=0.5):
@@ -93,13 +93,13 @@ def of_numpy(p, targets, highest=0.5):
 
 def above(u):
     """Return how high u must have been for shares that are neither 0 nor 1."""
-    return (u + math.sqrt(u**2 + 0.016)) / 2  # 300 v (v - u) = 1.2
+    return np.roots([1, -u, 0, 0, -1.1 / 29**3]).real.max()  # (29 v)**3 (v - u) = 1.1
 
 
 def where_shares_vary(input, target):
     """Return the same from the logits and the classes of a batch."""
     p = input.detach().softmax(1).numpy()
-    kappa, _, u = told_by_numpy(seen_by_numpy(p, np.eye(p.shape[1])[target]))
+    kappa, u = told_by_numpy(seen_by_numpy(p, np.eye(p.shape[1])[target]))
     return above(u) / max(min(30 * kappa, 1), 1e-3)
 
 
@@ -124,10 +124,10 @@ def test_by_hand():
         shares = np.bincount(labels, minlength=3) / 4
         chance = shares @ m_
         kappa, c = (np.mean(told) - chance) / (1 - chance), (np.mean(np.log(told)) - shares @ m) / np.mean(claimed)
-        u = max(unlikely - (0.02 / kappa) ** 2, 0) * min((1 + c) / 2, 1)
+        u = max(unlikely - 0.0005 / kappa**2, 0) * min((1 + c) / 2, 1)
         assert highest_u(torch.tensor(P).log(), torch.tensor(labels)) == pytest.approx(u, rel=1e-5)
         high = above(u)
-        expected = (1 - i2) ** ((300 * high * (high - u)) ** 8)
+        expected = (1 - i2) ** (((29 * high) ** 3 * (high - u)) ** 16)
         assert np.ptp(expected) > 1e-3
         found = share(torch.tensor(P).log(), torch.tensor(labels), high)
         torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
@@ -206,7 +206,7 @@ def test_the_first_batches_are_few_witnesses():
     loss = MAELoss(warmup=True)
     loss(guesses(RIGHT[:100], 2.7), FIVE_WRONG[:100])
     p = guesses(RIGHT[:100], 2.7).softmax(1).numpy()
-    _, _, u = told_by_numpy(seen_by_numpy(p, np.eye(10)[FIVE_WRONG[:100]]))
+    _, u = told_by_numpy(seen_by_numpy(p, np.eye(10)[FIVE_WRONG[:100]]))
     assert loss._warmup.highest.item() == pytest.approx(u * 1000 / 10340)
 
 
