@@ -21,7 +21,7 @@ SPAN = 10240  # samples after which a batch has faded to a third or so: eighty b
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (4.5 (1 - u / v) min(1, 9 v)**6)**16``.
+    It is ``(1 - i**2) ** (36 (v - u) min(1, 9 v)**6)**16``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -64,7 +64,7 @@ class Warmup(nn.Module):
         c = (log_right - log_chance) / (claimed + tiny)
         u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
         v = self._highest(u * _clip(10 * all_), _clip(30 * kappa))
-        return (1 - i2).pow((4.5 * _clip(1 - u / (v + tiny)) * _clip(9 * v) ** 6) ** 16)
+        return (1 - i2).pow((36 * _clip(v - u) * _clip(9 * v) ** 6) ** 16)
 
     @staticmethod
     def likely(num_classes: int) -> int:

@@ -83,7 +83,7 @@ def share_by_numpy(p, seen, highest):
     """Return the share from the probabilities, from what is remembered and the highest u, and the new highest u."""
     kappa, u = told_by_numpy(seen)
     v = max(highest * min(30 * kappa, 1), u * min(10 * seen[0], 1))
-    return (1 - informed(p) ** 2) ** ((4.5 * max(1 - u / (v + 1e-300), 0) * min(9 * v, 1) ** 6) ** 16), v
+    return (1 - informed(p) ** 2) ** ((36 * max(v - u, 0) * min(9 * v, 1) ** 6) ** 16), v
 
 
 def of_numpy(p, targets, highest=0.5):
@@ -94,7 +94,7 @@ def of_numpy(p, targets, highest=0.5):
 def above(u):
     """Return how high u must have been for shares that are neither 0 nor 1."""
     v = np.linspace(u, 1, 100_000)[1:]
-    return v[np.searchsorted(4.5 * (1 - u / v) * np.minimum(9 * v, 1) ** 6, 1.1)]
+    return v[np.searchsorted(36 * (v - u) * np.minimum(9 * v, 1) ** 6, 1.1)]
 
 
 def where_shares_vary(input, target):
@@ -128,7 +128,7 @@ def test_by_hand():
         u = max(unlikely - 0.0005 / kappa**2, 0) * min((1 + c) / 2, 1)
         assert highest_u(torch.tensor(P).log(), torch.tensor(labels)) == pytest.approx(u, rel=1e-5)
         high = above(u)
-        expected = (1 - i2) ** ((4.5 * (1 - u / high) * min(9 * high, 1) ** 6) ** 16)
+        expected = (1 - i2) ** ((36 * (high - u) * min(9 * high, 1) ** 6) ** 16)
         assert np.ptp(expected) > 1e-3
         found = share(torch.tensor(P).log(), torch.tensor(labels), high)
         torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
