@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from noisyloss._log_probs import Spread
 
 SPAN = 10240  # samples after which a batch has faded to a third or so: eighty batches of 128
+FADING = 30 * SPAN  # and those after which v has, as long as cross entropy stays
 
 
 class Warmup(nn.Module):
@@ -32,7 +33,8 @@ class Warmup(nn.Module):
     learning rate make a network sure and wrong, whatever the labels are like: what claims too much is no witness.
     v is the highest u has been. As long as u stays there no wrong label is memorised, and cross entropy, which learns
     faster, does no harm. When u falls, wrong labels are being memorised, and the robust loss takes over; what the
-    network has learned by then it holds, and u with it. With right labels v is small.
+    network has learned by then it holds, and u with it. With right labels v is small. A network that learns to tell
+    more makes u fall, too, but slowly: until the robust loss takes over, v fades towards u.
 
     kappa, u and c are those of the last ten thousand samples or so.
     """
@@ -63,8 +65,7 @@ class Warmup(nn.Module):
         kappa = _clip((right - chance) / (all_ - chance + tiny))
         c = (log_right - log_chance) / (claimed + tiny)
         u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
-        v = self._highest(u * _clip(10 * all_), _clip(30 * kappa))
-        return (1 - i2).pow((36 * _clip(v - u) * _clip(9 * v) ** 6) ** 16)
+        return (1 - i2).pow(self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel()))
 
     @staticmethod
     def likely(num_classes: int) -> int:
@@ -88,18 +89,24 @@ class Warmup(nn.Module):
         self.tally.lerp_(batch.where(batch.isfinite().all(), self.tally), rate)
         return self.tally.unbind()
 
-    def _highest(self, u: float | Tensor, kept: float | Tensor) -> float | Tensor:
-        """Return the highest so far, of which so much is kept."""
-        if not isinstance(u, Tensor):
-            before = self.highest.item()
-            highest = max(u, kept * before)
-            if highest != before:
-                self.highest.fill_(highest)
-            return highest
-        highest = torch.maximum(u, kept * self.highest)
-        if not is_transformed():
-            self.highest.copy_(highest)
-        return highest
+    def _exponent(
+        self, u: float | Tensor, enters: float | Tensor, kept: float | Tensor, samples: int
+    ) -> float | Tensor:
+        """Return the exponent of the share, by v, the highest so far, of which so much is kept."""
+        before = self.highest if isinstance(u, Tensor) else self.highest.item()
+        v = _max(enters, kept * before)
+        above = _clip(v - u)
+        exponent = (36 * above * _clip(9 * v) ** 6) ** 16
+        faded = v - samples / (FADING + samples) * above
+        if not isinstance(exponent, Tensor):
+            self.highest.fill_(faded if exponent < 1 else v)
+        elif not is_transformed():
+            self.highest.copy_(torch.where(exponent < 1, faded, v))
+        return exponent
+
+
+def _max(x: float | Tensor, y: float | Tensor) -> float | Tensor:
+    return torch.maximum(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else max(x, y)
 
 
 def _clip(x: float | Tensor) -> float | Tensor:

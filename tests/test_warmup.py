@@ -83,7 +83,9 @@ def share_by_numpy(p, seen, highest):
     """Return the share from the probabilities, from what is remembered and the highest u, and the new highest u."""
     kappa, u = told_by_numpy(seen)
     v = max(highest * min(30 * kappa, 1), u * min(10 * seen[0], 1))
-    return (1 - informed(p) ** 2) ** ((36 * max(v - u, 0) * min(9 * v, 1) ** 6) ** 16), v
+    above = max(v - u, 0)
+    exponent = (36 * above * min(9 * v, 1) ** 6) ** 16
+    return (1 - informed(p) ** 2) ** exponent, v - (exponent < 1) * above * len(p) / (307_200 + len(p))
 
 
 def of_numpy(p, targets, highest=0.5):
@@ -232,7 +234,27 @@ def test_against_numpy(seed, n, c, scale):
     expected = -g * np.log(p[range(n), y]) + (1 - g) * (1 - p[range(n), y])
     loss = warming_up(high, reduction="none")
     np.testing.assert_allclose(loss(torch.tensor(z), torch.tensor(y)), expected, rtol=1e-9, atol=1e-12)
-    assert loss._warmup.highest.item() == pytest.approx(v)
+    assert loss._warmup.highest.item() == pytest.approx(v, rel=1e-9)
+
+
+@pytest.mark.parametrize("slowly", [True, False])
+def test_a_network_that_learns_to_tell_more_may_take_its_time(slowly, generator):
+    """The number of unlikely labels falls then, too: only a fall that is fast is one of memorised labels."""
+    batches = 1000 if slowly else 100
+    right, labels = RIGHT.repeat(4), FIVE_WRONG.repeat(4)
+    loss = MAELoss(warmup=True, reduction="none")
+    when = 2 * torch.rand(4000, generator=generator)  # half of the wrong labels will have been told
+    shares, highest = [], []
+    for batch in range(batches + 50):
+        told = when < batch / batches
+        input = guesses(labels, 3.0).where(told[:, None], guesses(right, 3.0))
+        value, plain, ce = (each(input, labels) for each in (loss, MAELoss(reduction="none"), CELoss(reduction="none")))
+        shares.append(((value - plain) / (ce - plain)).min().item())
+        highest.append(loss._warmup.highest.item())
+    passed = shares[-1] < 0.05
+    assert passed != slowly
+    assert highest[-1] == (highest[-2] if passed else pytest.approx(highest[-2], abs=1e-3))
+    assert highest[-1] > 0.3 if passed else max(highest) - highest[-1] > 1 / 36
 
 
 def test_remembers_a_few_thousand_samples(generator):
