@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from noisyloss._log_probs import Spread
 
 SPAN = 10240  # samples after which a batch has faded to a third or so: eighty batches of 128
-FADING = 30 * SPAN  # and those after which v has, as long as cross entropy stays
+FADING = 10 * SPAN  # and those after which v has, and as many again as were seen
 
 
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (36 (v - u) min(1, 9 v)**6)**16``.
+    It is ``(1 - i**2) ** (34 (v - u) min(1, 9 v)**6)**16``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -34,18 +34,21 @@ class Warmup(nn.Module):
     v is the highest u has been. As long as u stays there no wrong label is memorised, and cross entropy, which learns
     faster, does no harm. When u falls, wrong labels are being memorised, and the robust loss takes over; what the
     network has learned by then it holds, and u with it. With right labels v is small. A network that learns to tell
-    more makes u fall, too, but slowly: until the robust loss takes over, v fades towards u.
+    more makes u fall, too, but slowly: until the robust loss takes over, v fades towards u, the more samples were seen
+    the slower, so that a slow fall is the same in a small and in a large data set.
 
     kappa, u and c are those of the last ten thousand samples or so.
     """
 
     tally: Tensor
     highest: Tensor
+    seen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("tally", torch.zeros(8))
         self.register_buffer("highest", torch.zeros(()))  # v
+        self.register_buffer("seen", torch.zeros(()))
 
     @torch.no_grad()
     def share(self, seen: Spread, of_targets: Sequence[Tensor], counted: Tensor | None) -> Tensor:
@@ -78,7 +81,7 @@ class Warmup(nn.Module):
         batch = (of_samples if counted is None else of_samples.where(counted, 0.0)).flatten(1).mean(1)
         rate = samples[0].numel() / (SPAN + samples[0].numel())
         if self.tally.device != batch.device or self.tally.dtype != batch.dtype:
-            self.tally, self.highest = self.tally.to(batch), self.highest.to(batch)
+            self.tally, self.highest, self.seen = (each.to(batch) for each in (self.tally, self.highest, self.seen))
         if is_transformed():  # no state leaves a transform: it uses what there is
             return self.tally.lerp(batch, rate).unbind()
         # A step that overflows, and that a gradient scaler skips, must not be remembered.
@@ -93,14 +96,18 @@ class Warmup(nn.Module):
         self, u: float | Tensor, enters: float | Tensor, kept: float | Tensor, samples: int
     ) -> float | Tensor:
         """Return the exponent of the share, by v, the highest so far, of which so much is kept."""
-        before = self.highest if isinstance(u, Tensor) else self.highest.item()
+        seen = self.seen + samples
+        state = self.highest, samples / (FADING + seen)
+        before, part = state if isinstance(u, Tensor) else [x.item() for x in state]
         v = _max(enters, kept * before)
         above = _clip(v - u)
-        exponent = (36 * above * _clip(9 * v) ** 6) ** 16
-        faded = v - samples / (FADING + samples) * above
+        exponent = (34 * above * _clip(9 * v) ** 6) ** 16
+        faded = v - part * above
         if not isinstance(exponent, Tensor):
+            self.seen.copy_(seen)
             self.highest.fill_(faded if exponent < 1 else v)
         elif not is_transformed():
+            self.seen.copy_(seen)
             self.highest.copy_(torch.where(exponent < 1, faded, v))
         return exponent
 
