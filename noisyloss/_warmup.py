@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from noisyloss._log_probs import Spread
 
 SPAN = 10240  # samples after which a batch has faded to a third or so: eighty batches of 128
-FADING = 10 * SPAN  # and those after which v has, and as many again as were seen
+FADING = 10 * SPAN  # v - u falls like 1 / (these and all samples so far)
+TINY = torch.finfo(torch.float32).tiny  # so that 0 / 0 is 0
 
 
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (34 (v - u) min(1, 9 v)**6)**16``.
+    It is ``(1 - i**2) ** (14 (v - u) / v**0.5 min(1, 10 v)**8)**16``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -42,13 +43,13 @@ class Warmup(nn.Module):
 
     tally: Tensor
     highest: Tensor
-    seen: Tensor
+    samples: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("tally", torch.zeros(8))
         self.register_buffer("highest", torch.zeros(()))  # v
-        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("samples", torch.zeros(()))  # n
 
     @torch.no_grad()
     def share(self, seen: Spread, of_targets: Sequence[Tensor], counted: Tensor | None) -> Tensor:
@@ -64,10 +65,9 @@ class Warmup(nn.Module):
         ones = torch.ones_like(p_y)
         samples = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y, divergence, i2, i2 * unlikely]
         all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2 = self._tallied(samples, counted)
-        tiny = torch.finfo(i2.dtype).tiny
-        kappa = _clip((right - chance) / (all_ - chance + tiny))
-        c = (log_right - log_chance) / (claimed + tiny)
-        u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
+        kappa = _clip((right - chance) / (all_ - chance + TINY))
+        c = (log_right - log_chance) / (claimed + TINY)
+        u = _clip(unlikely_i2 / (sum_i2 + TINY) - 0.0005 / (kappa**2 + TINY)) * _clip((1 + c) / 2)
         return (1 - i2).pow(self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel()))
 
     @staticmethod
@@ -81,7 +81,7 @@ class Warmup(nn.Module):
         batch = (of_samples if counted is None else of_samples.where(counted, 0.0)).flatten(1).mean(1)
         rate = samples[0].numel() / (SPAN + samples[0].numel())
         if self.tally.device != batch.device or self.tally.dtype != batch.dtype:
-            self.tally, self.highest, self.seen = (each.to(batch) for each in (self.tally, self.highest, self.seen))
+            self.tally, self.highest, self.samples = (x.to(batch) for x in (self.tally, self.highest, self.samples))
         if is_transformed():  # no state leaves a transform: it uses what there is
             return self.tally.lerp(batch, rate).unbind()
         # A step that overflows, and that a gradient scaler skips, must not be remembered.
@@ -92,22 +92,20 @@ class Warmup(nn.Module):
         self.tally.lerp_(batch.where(batch.isfinite().all(), self.tally), rate)
         return self.tally.unbind()
 
-    def _exponent(
-        self, u: float | Tensor, enters: float | Tensor, kept: float | Tensor, samples: int
-    ) -> float | Tensor:
+    def _exponent(self, u: float | Tensor, enters: float | Tensor, kept: float | Tensor, added: int) -> float | Tensor:
         """Return the exponent of the share, by v, the highest so far, of which so much is kept."""
-        seen = self.seen + samples
-        state = self.highest, samples / (FADING + seen)
+        samples = self.samples + added
+        state = self.highest, added / (FADING + samples)
         before, part = state if isinstance(u, Tensor) else [x.item() for x in state]
         v = _max(enters, kept * before)
         above = _clip(v - u)
-        exponent = (34 * above * _clip(9 * v) ** 6) ** 16
+        exponent = (14 * above / (v + TINY) ** 0.5 * _clip(10 * v) ** 8) ** 16
         faded = v - part * above
         if not isinstance(exponent, Tensor):
-            self.seen.copy_(seen)
+            self.samples.copy_(samples)
             self.highest.fill_(faded if exponent < 1 else v)
         elif not is_transformed():
-            self.seen.copy_(seen)
+            self.samples.copy_(samples)
             self.highest.copy_(torch.where(exponent < 1, faded, v))
         return exponent
 
