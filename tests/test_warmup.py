@@ -247,7 +247,7 @@ def test_a_network_that_learns_to_tell_more_may_take_its_time(slowly, generator)
     loss, ce, plain = MAELoss(warmup=True, reduction="none"), CELoss(reduction="none"), MAELoss(reduction="none")
     when = torch.rand(4000, generator=generator)
     for batch in range(1000 if slowly else 75):
-        told = when < 0.12 * (math.log1p(batch / 25) if slowly else math.log(40) * min(batch / 50, 1))
+        told = when < 0.09 * (math.log1p(batch / 25) if slowly else math.log(40) * min(batch / 50, 1))
         input = guesses(labels, 3.0).where(told[:, None], guesses(right, 3.0))
         value = loss(input, labels)
         highest.append(loss._warmup.highest.item())
