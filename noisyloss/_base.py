@@ -105,7 +105,7 @@ class RobustLoss(nn.Module):
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
             :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with
-            :math:`g = (1 - i^2)^{(14\, (v - u) / \sqrt v\, \min(1, 10 v)^8)^{16}}`.
+            :math:`g = (1 - i^2)^{(34\, (v - u) \min(1, 9 v)^6)^{16}}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
             the batch over :math:`\log \min(N, C)`; u is the share of targets that are not among the
             :math:`(C - 1)^{2/3}` likeliest classes, with weights :math:`i^2`, minus :math:`0.0005 / \kappa^2`, which

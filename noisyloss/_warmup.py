@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
 SPAN = 10240  # samples after which a batch has faded to a third or so: eighty batches of 128
 FADING = 10 * SPAN  # v - u falls like 1 / (these and all samples so far)
-TINY = torch.finfo(torch.float32).tiny  # so that 0 / 0 is 0
 
 
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (14 (v - u) / v**0.5 min(1, 10 v)**8)**16``.
+    It is ``(1 - i**2) ** (34 (v - u) min(1, 9 v)**6)**16``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -65,9 +64,10 @@ class Warmup(nn.Module):
         ones = torch.ones_like(p_y)
         samples = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y, divergence, i2, i2 * unlikely]
         all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2 = self._tallied(samples, counted)
-        kappa = _clip((right - chance) / (all_ - chance + TINY))
-        c = (log_right - log_chance) / (claimed + TINY)
-        u = _clip(unlikely_i2 / (sum_i2 + TINY) - 0.0005 / (kappa**2 + TINY)) * _clip((1 + c) / 2)
+        tiny = torch.finfo(i2.dtype).tiny
+        kappa = _clip((right - chance) / (all_ - chance + tiny))
+        c = (log_right - log_chance) / (claimed + tiny)
+        u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
         return (1 - i2).pow(self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel()))
 
     @staticmethod
@@ -99,7 +99,7 @@ class Warmup(nn.Module):
         before, part = state if isinstance(u, Tensor) else [x.item() for x in state]
         v = _max(enters, kept * before)
         above = _clip(v - u)
-        exponent = (14 * above / (v + TINY) ** 0.5 * _clip(10 * v) ** 8) ** 16
+        exponent = (34 * above * _clip(9 * v) ** 6) ** 16
         faded = v - part * above
         if not isinstance(exponent, Tensor):
             self.samples.copy_(samples)

@@ -87,7 +87,7 @@ def share_by_numpy(p, seen, highest, samples):
     kappa, u = told_by_numpy(seen)
     v = max(highest * min(30 * kappa, 1), u * min(10 * seen[0], 1))
     above = max(v - u, 0)
-    exponent = (14 * above / max(v, 1e-30) ** 0.5 * min(10 * v, 1) ** 8) ** 16
+    exponent = (34 * above * min(9 * v, 1) ** 6) ** 16
     return (1 - informed(p) ** 2) ** exponent, v - (exponent < 1) * above * len(p) / (102_400 + samples)
 
 
@@ -99,7 +99,7 @@ def of_numpy(p, targets, highest=0.5):
 def above(u):
     """Return how high u must have been for shares that are neither 0 nor 1."""
     v = np.linspace(u, 1, 100_000)[1:]
-    return v[np.searchsorted(14 * (v - u) / v**0.5 * np.minimum(10 * v, 1) ** 8, 1.1)]
+    return v[np.searchsorted(34 * (v - u) * np.minimum(9 * v, 1) ** 6, 1.1)]
 
 
 def where_shares_vary(input, target):
@@ -133,7 +133,7 @@ def test_by_hand():
         u = max(unlikely - 0.0005 / kappa**2, 0) * min((1 + c) / 2, 1)
         assert highest_u(torch.tensor(P).log(), torch.tensor(labels)) == pytest.approx(u, rel=1e-5)
         high = above(u)
-        expected = (1 - i2) ** ((14 * (high - u) / high**0.5 * min(10 * high, 1) ** 8) ** 16)
+        expected = (1 - i2) ** ((34 * (high - u) * min(9 * high, 1) ** 6) ** 16)
         assert np.ptp(expected) > 1e-3
         found = share(torch.tensor(P).log(), torch.tensor(labels), high)
         torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
@@ -247,17 +247,17 @@ def test_a_network_that_learns_to_tell_more_may_take_its_time(slowly, generator)
     loss, ce, plain = MAELoss(warmup=True, reduction="none"), CELoss(reduction="none"), MAELoss(reduction="none")
     when = torch.rand(4000, generator=generator)
     for batch in range(1000 if slowly else 75):
-        told = when < 0.09 * (math.log1p(batch / 25) if slowly else math.log(40) * min(batch / 50, 1))
+        told = when < 0.07 * (math.log1p(batch / 25) if slowly else math.log(40) * min(batch / 50, 1))
         input = guesses(labels, 3.0).where(told[:, None], guesses(right, 3.0))
         value = loss(input, labels)
         highest.append(loss._warmup.highest.item())
     share = ((value - plain(input, labels)) / (ce(input, labels) - plain(input, labels))).min()
     if slowly:
         assert share > 0.95
-        assert told_by_numpy(loss._warmup.tally.numpy())[1] < highest[0] - 0.06
+        assert told_by_numpy(loss._warmup.tally.numpy())[1] < highest[0] - 1.5 / 34
     else:
         assert share < 0.05
-        assert highest[-1] == highest[-9] > highest[0] - 0.04
+        assert highest[-1] == highest[-9] > highest[0] - 1 / 34
 
 
 def test_remembers_a_few_thousand_samples(generator):
