@@ -22,7 +22,7 @@ FADING = 10 * SPAN  # v - u falls like 1 / (these and all samples so far)
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (34 (v - u) min(1, 9 v)**6 min(1, 1.25 r)**4)**16``.
+    It is ``(1 - i**2) ** (34 (v - u) min(1, 9 v)**6)**16``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -37,10 +37,7 @@ class Warmup(nn.Module):
     more makes u fall, too, but slowly: until the robust loss takes over, v fades towards u, the more samples were seen
     the slower, so that a slow fall is the same in a small and in a large data set.
 
-    r is the entropy of the mean prediction over its cross entropy with the mean target: 1 where every class is
-    predicted as often as it is a target, less where classes are lost, which the robust loss alone does not bring back.
-
-    kappa, u, c and r are those of the last ten thousand samples or so.
+    kappa, u and c are those of the last ten thousand samples or so.
     """
 
     tally: Tensor
@@ -49,7 +46,7 @@ class Warmup(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("tally", torch.zeros(9))
+        self.register_buffer("tally", torch.zeros(8))
         self.register_buffer("highest", torch.zeros(()))  # v
         self.register_buffer("samples", torch.zeros(()))  # n
 
@@ -65,17 +62,13 @@ class Warmup(nn.Module):
         most = math.log(max(2, min(log_mean.numel(), divergence.numel())))
         i2 = (divergence / most).square().clamp(max=1)
         ones = torch.ones_like(p_y)
-        entropy = -(log_mean.exp() * log_mean).sum().expand_as(ones)
-        samples = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y, divergence, i2, i2 * unlikely, entropy]
-        tally = self._tallied(samples, counted)
-        all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2, variety = tally
+        samples = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y, divergence, i2, i2 * unlikely]
+        all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2 = self._tallied(samples, counted)
         tiny = torch.finfo(i2.dtype).tiny
         kappa = _clip((right - chance) / (all_ - chance + tiny))
         c = (log_right - log_chance) / (claimed + tiny)
         u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
-        r = variety / (tiny - log_chance)
-        exponent = self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel())
-        return (1 - i2).pow(exponent * _clip(1.25 * r) ** 64)
+        return (1 - i2).pow(self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel()))
 
     @staticmethod
     def likely(num_classes: int) -> int:
