@@ -79,7 +79,8 @@ class Warmup(nn.Module):
         """Mix the means of the samples into the tally; return it, as floats where these cost less than tensors."""
         of_samples = torch.stack(samples)
         batch = (of_samples if counted is None else of_samples.where(counted, 0.0)).flatten(1).mean(1)
-        rate = samples[0].numel() / (SPAN + samples[0].numel())
+        added = samples[0].numel()
+        rate = added / (SPAN + added)
         if self.tally.device != batch.device or self.tally.dtype != batch.dtype:
             self.tally, self.highest, self.samples = (x.to(batch) for x in (self.tally, self.highest, self.samples))
         if is_transformed():  # no state leaves a transform: it uses what there is
@@ -88,24 +89,24 @@ class Warmup(nn.Module):
         if is_eager() and batch.device.type == "cpu":
             if math.isfinite(sum(batch.tolist())):
                 self.tally.lerp_(batch, rate)
+                self.samples.add_(added)
             return self.tally.tolist()
-        self.tally.lerp_(batch.where(batch.isfinite().all(), self.tally), rate)
+        finite = batch.isfinite().all()
+        self.tally.lerp_(batch.where(finite, self.tally), rate)
+        self.samples.add_(finite * added)
         return self.tally.unbind()
 
     def _exponent(self, u: float | Tensor, enters: float | Tensor, kept: float | Tensor, added: int) -> float | Tensor:
-        """Return the exponent of the share, by v, the highest so far, of which so much is kept."""
-        samples = self.samples + added
-        state = self.highest, added / (FADING + samples)
+        """Return the exponent of the share, and remember v, the highest so far, of which so much is kept."""
+        state = self.highest, added / (FADING + self.samples)
         before, part = state if isinstance(u, Tensor) else [x.item() for x in state]
         v = _max(enters, kept * before)
         above = _clip(v - u)
         exponent = (34 * above * _clip(9 * v) ** 6) ** 16
         faded = v - part * above
         if not isinstance(exponent, Tensor):
-            self.samples.copy_(samples)
             self.highest.fill_(faded if exponent < 1 else v)
         elif not is_transformed():
-            self.samples.copy_(samples)
             self.highest.copy_(torch.where(exponent < 1, faded, v))
         return exponent
 

@@ -284,10 +284,12 @@ def test_remembers_nothing_that_is_no_number(path, generator):
     input = draw(generator, 9, 4).requires_grad_()
     target = labels_of(input, generator)
     torch.testing.assert_close(loss(input, target), other(input, target))
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
     for wrong in (math.nan, math.inf):
         broken = input.detach().clone()
         broken[2, 1] = wrong
         loss(broken.requires_grad_(), target)
+    torch.testing.assert_close(dict(loss.state_dict()), before, rtol=0, atol=0)
     loss(input, torch.full((9,), -100))
     torch.testing.assert_close(loss(input, target), other(input, target))
 
