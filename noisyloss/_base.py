@@ -105,16 +105,18 @@ class RobustLoss(nn.Module):
             at :math:`p_y = 1/2`. Default: 0.0.
         warmup: pass from cross entropy to the loss while training, sample by sample:
             :math:`g\,(-\log p_y) + (1 - g)\,\ell(z, y)` with
-            :math:`g = (1 - i^2)^{(34\, (v - u) \min(1, 9 v)^6)^{16}}`.
+            :math:`g = (1 - i^2)^{(14\, (v - u) / \sqrt v\, \min(1, 10 w)^8 \min(1, 1.25 r)^4)^{16}}`.
             Here i in [0, 1] is what the prediction says of its sample, its KL divergence from the mean prediction of
             the batch over :math:`\log \min(N, C)`; u is the share of targets that are not among the
             :math:`(C - 1)^{2/3}` likeliest classes, with weights :math:`i^2`, minus :math:`0.0005 / \kappa^2`, which
-            is what predictions that know little add to it, and times :math:`(1 + c) / 2`; and v is the highest u so
-            far. As long as the exponent of g is below 1, v fades towards u, by :math:`N / (n + 102400)` of the way
-            with every batch, where n samples have been seen in all. :math:`\kappa` is Cohen's, how far predictions
-            and targets agree beyond chance, and c is what predictions tell of their targets over what they claim to,
-            in nats. Where such a number is not between 0 and 1 it is taken as 0 or 1. All but i and v are of the last
-            ten thousand samples; what makes them and v is the loss's only state.
+            is what predictions that know little add to it, and times :math:`(1 + c) / 2`; w is the highest u so far,
+            and v the same, but that v fades towards u as long as the exponent of g is below 1, by
+            :math:`N / (n + 102400)` of the way with every batch, where n samples have been seen in all; and r is the
+            entropy of the mean prediction over its cross entropy with the mean target, less than 1 where classes are
+            lost. :math:`\kappa` is Cohen's, how far predictions and targets agree beyond chance, and c is what
+            predictions tell of their targets over what they claim to, in nats. Where such a number is not between 0
+            and 1 it is taken as 0 or 1. All but i, v and w are of the last ten thousand samples; what makes them, v
+            and w are the loss's only state.
             So it ends by itself, when labels that were unlikely begin to be memorised. Default: False.
 
     The last two act while the loss is in training mode and gradients are recorded, so not under :func:`torch.no_grad`.

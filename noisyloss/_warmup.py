@@ -22,7 +22,7 @@ FADING = 10 * SPAN  # v - u falls like 1 / (these and all samples so far)
 class Warmup(nn.Module):
     """The share of cross entropy in each sample's loss.
 
-    It is ``(1 - i**2) ** (34 (v - u) min(1, 9 v)**6)**16``.
+    It is ``(1 - i**2) ** (14 (v - u) / v**0.5 min(1, 10 w)**8 min(1, 1.25 r)**4)**16``.
 
     i is what a prediction says of its sample, its divergence from the mean prediction over the most that can be.
     Sureness alone would not do: a network that is sure of one class whatever the sample has learned nothing.
@@ -31,23 +31,27 @@ class Warmup(nn.Module):
     as well, so much the less is counted. kappa is Cohen's, how far predictions agree with their targets beyond chance.
     c is what predictions tell of their targets over what they claim to tell, both in nats. The first steps at a high
     learning rate make a network sure and wrong, whatever the labels are like: what claims too much is no witness.
-    v is the highest u has been. As long as u stays there no wrong label is memorised, and cross entropy, which learns
-    faster, does no harm. When u falls, wrong labels are being memorised, and the robust loss takes over; what the
-    network has learned by then it holds, and u with it. With right labels v is small. A network that learns to tell
-    more makes u fall, too, but slowly: until the robust loss takes over, v fades towards u, the more samples were seen
-    the slower, so that a slow fall is the same in a small and in a large data set.
+    w is the highest u has been; with right labels it is small. v is the same, and fades. As long as u stays there no
+    wrong label is memorised, and cross entropy, which learns faster, does no harm. When u falls, wrong labels are being
+    memorised, and the robust loss takes over; what the network has learned by then it holds, and u with it. A network
+    that learns to tell more makes u fall, too, but slowly: until the robust loss takes over, v fades towards u, the
+    more samples were seen the slower, so that a slow fall is the same in a small and in a large data set.
+    r is the entropy of the mean prediction over its cross entropy with the mean target: 1 where every class is
+    predicted as often as it is a target, less where classes are lost, which the robust loss does not bring back.
 
-    kappa, u and c are those of the last ten thousand samples or so.
+    kappa, u, c and r are those of the last ten thousand samples or so.
     """
 
     tally: Tensor
     highest: Tensor
+    faded: Tensor
     samples: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("tally", torch.zeros(8))
-        self.register_buffer("highest", torch.zeros(()))  # v
+        self.register_buffer("tally", torch.zeros(10))
+        self.register_buffer("highest", torch.zeros(()))  # w
+        self.register_buffer("faded", torch.zeros(()))  # v
         self.register_buffer("samples", torch.zeros(()))  # n
 
     @torch.no_grad()
@@ -62,13 +66,19 @@ class Warmup(nn.Module):
         most = math.log(max(2, min(log_mean.numel(), divergence.numel())))
         i2 = (divergence / most).square().clamp(max=1)
         ones = torch.ones_like(p_y)
-        samples = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y, divergence, i2, i2 * unlikely]
-        all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2 = self._tallied(samples, counted)
+        entropy = (log_mean.exp() * -log_mean).sum().expand_as(ones)
+        # A class of which the batch has no sample is not lost: its share counts as that of half a sample.
+        cross_entropy = -log_mean_y.clamp(min=-math.log(2 * ones.numel()))
+        of_labels = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y]
+        tally = self._tallied([*of_labels, divergence, i2, i2 * unlikely, entropy, cross_entropy], counted)
+        all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2, predicted, labelled = tally
         tiny = torch.finfo(i2.dtype).tiny
         kappa = _clip((right - chance) / (all_ - chance + tiny))
         c = (log_right - log_chance) / (claimed + tiny)
         u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
-        return (1 - i2).pow(self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel()))
+        r = predicted / (labelled + tiny)
+        exponent = self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel())
+        return (1 - i2).pow(exponent * _clip(1.25 * r) ** 64)
 
     @staticmethod
     def likely(num_classes: int) -> int:
@@ -82,7 +92,8 @@ class Warmup(nn.Module):
         added = samples[0].numel()
         rate = added / (SPAN + added)
         if self.tally.device != batch.device or self.tally.dtype != batch.dtype:
-            self.tally, self.highest, self.samples = (x.to(batch) for x in (self.tally, self.highest, self.samples))
+            for name, state in self.named_buffers():
+                setattr(self, name, state.to(batch))
         if is_transformed():  # no state leaves a transform: it uses what there is
             return self.tally.lerp(batch, rate).unbind()
         # A step that overflows, and that a gradient scaler skips, must not be remembered.
@@ -97,17 +108,15 @@ class Warmup(nn.Module):
         return self.tally.unbind()
 
     def _exponent(self, u: float | Tensor, enters: float | Tensor, kept: float | Tensor, added: int) -> float | Tensor:
-        """Return the exponent of the share, and remember v, the highest so far, of which so much is kept."""
-        state = self.highest, added / (FADING + self.samples)
-        before, part = state if isinstance(u, Tensor) else [x.item() for x in state]
-        v = _max(enters, kept * before)
+        """Return the exponent of the share, and remember w and v, the highest so far, of which so much is kept."""
+        state = self.highest, self.faded, added / (FADING + self.samples)
+        w, v, part = state if isinstance(u, Tensor) else [x.item() for x in state]
+        w, v = _max(enters, kept * w), _max(enters, kept * v)
         above = _clip(v - u)
-        exponent = (34 * above * _clip(9 * v) ** 6) ** 16
-        faded = v - part * above
-        if not isinstance(exponent, Tensor):
-            self.highest.fill_(faded if exponent < 1 else v)
-        elif not is_transformed():
-            self.highest.copy_(torch.where(exponent < 1, faded, v))
+        exponent = (14 * above / (v + 1e-30) ** 0.5 * _clip(10 * w) ** 8) ** 16
+        if not is_transformed():
+            self.highest.fill_(w)
+            self.faded.fill_(v - part * above * (exponent < 1))
         return exponent
 
 

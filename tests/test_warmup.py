@@ -33,6 +33,7 @@ def warming_up(highest, loss=MAELoss, **options):
     """Return a loss to which u has been this high already, so that a single batch shows what follows."""
     loss = loss(warmup=True, **options).double()
     loss._warmup.highest.fill_(highest)
+    loss._warmup.faded.fill_(highest)
     return loss
 
 
@@ -66,40 +67,41 @@ def seen_by_numpy(p, targets):
     unlikely = (targets * ((p[:, None] >= p[:, :, None]).sum(2) > likely)).sum(1)
     mean, of_targets = p.mean(0), targets.mean(0)
     chance, log_chance, log_p_y = mean @ of_targets, np.log(mean) @ of_targets, (targets * np.log(p)).sum(1)
-    return np.array(
-        [1, p_y.mean(), chance, log_p_y.mean(), log_chance, *map(np.mean, (claims(p), i**2, i**2 * unlikely))]
-    )
+    means = map(np.mean, (claims(p), i**2, i**2 * unlikely))
+    labelled = of_targets @ np.minimum(-np.log(mean), math.log(2 * len(p)))
+    return np.array([1, p_y.mean(), chance, log_p_y.mean(), log_chance, *means, -mean @ np.log(mean), labelled])
 
 
 def told_by_numpy(seen):
     """Return kappa and u from what is remembered."""
-    all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely = seen
+    all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely, _, _ = seen
     a, b = right / all_, chance / all_
     kappa, c = np.clip((a - b) / (1 - b), 1e-100, 1), (log_right - log_chance) / claimed
     return kappa, max(unlikely / sum_i2 - 0.0005 / kappa**2, 0) * np.clip((1 + c) / 2, 0, 1)
 
 
-def share_by_numpy(p, seen, highest, samples):
-    """Return the share from the probabilities, what is remembered and the highest u, and the new highest u.
+def share_by_numpy(p, seen, highest, faded, samples):
+    """Return the share from the probabilities, what is remembered and the highest u, and this as it is now.
 
     ``samples`` were seen in all, with these.
     """
     kappa, u = told_by_numpy(seen)
-    v = max(highest * min(30 * kappa, 1), u * min(10 * seen[0], 1))
-    above = max(v - u, 0)
-    exponent = (34 * above * min(9 * v, 1) ** 6) ** 16
-    return (1 - informed(p) ** 2) ** exponent, v - (exponent < 1) * above * len(p) / (102_400 + samples)
+    highest, faded = (max(x * min(30 * kappa, 1), u * min(10 * seen[0], 1)) for x in (highest, faded))
+    above, r = max(faded - u, 0), seen[8] / seen[9]
+    exponent = (14 * above / faded**0.5 * min(10 * highest, 1) ** 8) ** 16 if faded else 0.0
+    faded -= (exponent < 1) * above * len(p) / (102_400 + samples)
+    return (1 - informed(p) ** 2) ** (exponent * min(1.25 * r, 1) ** 64), highest, faded
 
 
 def of_numpy(p, targets, highest=0.5):
     """Return the share of a first batch."""
-    return share_by_numpy(p, seen_by_numpy(p, targets), highest, len(p))[0]
+    return share_by_numpy(p, seen_by_numpy(p, targets), highest, highest, len(p))[0]
 
 
 def above(u):
     """Return how high u must have been for shares that are neither 0 nor 1."""
     v = np.linspace(u, 1, 100_000)[1:]
-    return v[np.searchsorted(34 * (v - u) * np.minimum(9 * v, 1) ** 6, 1.1)]
+    return v[np.searchsorted(14 * (v - u) / v**0.5 * np.minimum(10 * v, 1) ** 8, 1.1)]
 
 
 def where_shares_vary(input, target):
@@ -133,7 +135,7 @@ def test_by_hand():
         u = max(unlikely - 0.0005 / kappa**2, 0) * min((1 + c) / 2, 1)
         assert highest_u(torch.tensor(P).log(), torch.tensor(labels)) == pytest.approx(u, rel=1e-5)
         high = above(u)
-        expected = (1 - i2) ** ((34 * (high - u) * min(9 * high, 1) ** 6) ** 16)
+        expected = (1 - i2) ** ((14 * (high - u) / high**0.5 * min(10 * high, 1) ** 8) ** 16)
         assert np.ptp(expected) > 1e-3
         found = share(torch.tensor(P).log(), torch.tensor(labels), high)
         torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
@@ -224,6 +226,19 @@ def test_forgets_what_a_network_that_is_lost_has_found():
     assert loss._warmup.highest == 0
 
 
+def test_brings_back_classes_that_are_lost():
+    """Where half of them are never predicted no gradient of the robust loss does, however sure the predictions are."""
+    shares = []
+    for classes in (10, 9, 5):
+        loss, input = warming_up(0.5, reduction="none"), guesses(RIGHT % classes, 9.0)
+        values, ce, plain = (
+            each(input, FIVE_WRONG) for each in (loss, CELoss(reduction="none"), MAELoss(reduction="none"))
+        )
+        shares.append(((values - plain) / (ce - plain)).mean().item())
+    assert shares[0] == shares[1] == pytest.approx(0, abs=1e-6)
+    assert shares[2] == pytest.approx(1, abs=1e-6)
+
+
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 40), c=st.integers(2, 12), scale=st.floats(0.1, 4))
 def test_against_numpy(seed, n, c, scale):
     generator = np.random.default_rng(seed)
@@ -233,38 +248,39 @@ def test_against_numpy(seed, n, c, scale):
     targets = np.eye(c)[y]
     seen = seen_by_numpy(p, targets) * n / (10240 + n)
     high = where_shares_vary(torch.tensor(z), torch.tensor(y)) + generator.uniform(-0.01, 0.01)
-    g, v = share_by_numpy(p, seen, high, n)
+    g, w, v = share_by_numpy(p, seen, high, high, n)
     expected = -g * np.log(p[range(n), y]) + (1 - g) * (1 - p[range(n), y])
     loss = warming_up(high, reduction="none")
     np.testing.assert_allclose(loss(torch.tensor(z), torch.tensor(y)), expected, rtol=1e-9, atol=1e-12)
-    assert loss._warmup.highest.item() == pytest.approx(v, rel=1e-9)
+    assert loss._warmup.highest.item() == pytest.approx(w, rel=1e-9)
+    assert loss._warmup.faded.item() == pytest.approx(v, rel=1e-9)
 
 
 @pytest.mark.parametrize("slowly", [True, False])
 def test_a_network_that_learns_to_tell_more_may_take_its_time(slowly, generator):
     """The number of unlikely labels falls then, too, but by less and less: only a fall that is fast ends it."""
-    right, labels, highest = RIGHT.repeat(4), FIVE_WRONG.repeat(4), []
+    right, labels, faded = RIGHT.repeat(4), FIVE_WRONG.repeat(4), []
     loss, ce, plain = MAELoss(warmup=True, reduction="none"), CELoss(reduction="none"), MAELoss(reduction="none")
     when = torch.rand(4000, generator=generator)
     for batch in range(1000 if slowly else 75):
-        told = when < 0.07 * (math.log1p(batch / 25) if slowly else math.log(40) * min(batch / 50, 1))
+        told = when < 0.09 * (math.log1p(batch / 25) if slowly else math.log(40) * min(batch / 50, 1))
         input = guesses(labels, 3.0).where(told[:, None], guesses(right, 3.0))
         value = loss(input, labels)
-        highest.append(loss._warmup.highest.item())
+        faded.append(loss._warmup.faded.item())
     share = ((value - plain(input, labels)) / (ce(input, labels) - plain(input, labels))).min()
     if slowly:
         assert share > 0.95
-        assert told_by_numpy(loss._warmup.tally.numpy())[1] < highest[0] - 1.5 / 34
+        assert told_by_numpy(loss._warmup.tally.numpy())[1] < faded[0] - 0.06
     else:
         assert share < 0.05
-        assert highest[-1] == highest[-9] > highest[0] - 1 / 34
+        assert faded[-1] == faded[-9] > faded[0] - 0.04
 
 
 def test_remembers_a_few_thousand_samples(generator):
     """What it learns of one batch is little: u, kappa and c are over the last batches, the older the less."""
     many = draw(generator, 2000, 5)
     high = where_shares_vary(many, labels_of(many, generator))
-    loss, seen, v, samples = warming_up(high, reduction="none"), np.zeros(8), high, 0
+    loss, seen, w, v, samples = warming_up(high, reduction="none"), np.zeros(10), high, high, 0
     for n in (40, 9, 700, 40):
         samples += n
         input = draw(generator, n, 5)
@@ -272,7 +288,7 @@ def test_remembers_a_few_thousand_samples(generator):
         p = input.softmax(1).numpy()
         p_y = p[range(n), target]
         seen = (10240 * seen + n * seen_by_numpy(p, np.eye(5)[target])) / (10240 + n)
-        g, v = share_by_numpy(p, seen, v, samples)
+        g, w, v = share_by_numpy(p, seen, w, v, samples)
         expected = -g * np.log(p_y) + (1 - g) * (1 - p_y)
         np.testing.assert_allclose(loss(input, target), expected, rtol=1e-9, atol=1e-12)
     assert not np.allclose(warming_up(high, reduction="none")(input, target), expected, rtol=1e-3)
@@ -305,7 +321,7 @@ def test_its_memory_is_state(generator):
         loss(*batches[2])
     loss.eval()(*batches[2])
     torch.testing.assert_close(dict(loss.state_dict()), state)
-    assert len(state) == 3
+    assert len(state) == 4
     assert all(value.all() for value in state.values())
     twin.load_state_dict(loss.state_dict())
     copied = copy.deepcopy(loss.train())
