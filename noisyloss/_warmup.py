@@ -67,8 +67,9 @@ class Warmup(nn.Module):
         i2 = (divergence / most).square().clamp(max=1)
         ones = torch.ones_like(p_y)
         entropy = (log_mean.exp() * -log_mean).sum().expand_as(ones)
-        # A class of which the batch has no sample is not lost: its share counts as that of half a sample.
-        cross_entropy = -log_mean_y.clamp(min=-math.log(2 * ones.numel()))
+        # A class of which the batch has no sample is not lost: none counts as rarer than half a sample.
+        number = ones.sum() if counted is None else (ones * counted).sum()
+        cross_entropy = -log_mean_y.clamp(min=-(2 * number).log())
         of_labels = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y]
         tally = self._tallied([*of_labels, divergence, i2, i2 * unlikely, entropy, cross_entropy], counted)
         all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2, predicted, labelled = tally

@@ -239,6 +239,20 @@ def test_brings_back_classes_that_are_lost():
     assert shares[2] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("ignored", [0, 1000])
+def test_no_class_is_lost_of_which_the_batch_has_no_sample(ignored):
+    """Of a thousand classes most have none, and the wrong label of a sample is one of these."""
+    right = torch.arange(64)
+    labels = torch.cat([right.where(right % 10 < 6, right + 500), torch.full((ignored,), -100)])
+    input = torch.cat([20 * torch.nn.functional.one_hot(right, 1000), torch.zeros(ignored, 1000)])
+    loss = MAELoss(warmup=True)
+    loss(input.double(), labels)
+    *_, entropy, cross_entropy = loss._warmup.tally.tolist()
+    wrong = 24 / 64
+    expected = math.log(64) / ((1 - wrong) * math.log(64) + wrong * math.log(128))
+    assert entropy / cross_entropy == pytest.approx(expected, rel=1e-3)
+
+
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 40), c=st.integers(2, 12), scale=st.floats(0.1, 4))
 def test_against_numpy(seed, n, c, scale):
     generator = np.random.default_rng(seed)
