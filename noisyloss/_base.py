@@ -267,10 +267,13 @@ class RobustLoss(nn.Module):
     def _warming_up(self, warmup: Warmup, input: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
         """Return the loss of every sample as far as its prediction is informed, and cross entropy as far as not."""
         log_p_y, sums, rank, seen = target_sums_and_spread(input, index, self.sums if self._plain else (), valid)
-        values = self.per_class(log_p_y, sums) if self._plain else self._of_index(input, index, 0.0)
-        known = log_p_y.detach(), seen.log_mean.expand(input.shape).gather(CLASS_DIM, index)
+        known = log_p_y.detach(), seen.log_mean.take(index)
         unlikely = rank > warmup.likely(input.shape[CLASS_DIM])
-        return torch.lerp(values, -log_p_y, warmup.share(seen, [*known, *map(torch.exp, known), unlikely], valid))
+        share = warmup.share(seen, [*known, *map(torch.exp, known), unlikely], valid)
+        if share is None:
+            return -log_p_y
+        values = self.per_class(log_p_y, sums) if self._plain else self._of_index(input, index, 0.0)
+        return torch.lerp(values, -log_p_y, share)
 
     def _mixed(self, input: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return ``sum_k w[k] t[k] loss(z, k)`` with t the smoothed target, the class axis kept."""
@@ -281,13 +284,15 @@ class RobustLoss(nn.Module):
             target = target * (1 - self.label_smoothing) + self.label_smoothing / num_classes
         if self._warmup is not None and self._acts():
             log_p = log_probs(input)
-            values = self._of_log_probs(log_p) if self._plain else self._of_all(input)
             seen = spread(log_p, valid)
-            likeliest = log_p.topk(self._warmup.likely(num_classes) + 1, CLASS_DIM).values
-            known = log_p, seen.log_mean
-            of_classes = *known, *map(torch.exp, known), log_p <= likeliest.amin(CLASS_DIM, keepdim=True)
-            of_targets = [(target * x).nansum(CLASS_DIM, keepdim=True) for x in of_classes]
-            values = torch.lerp(values, -log_p, self._warmup.share(seen, of_targets, valid))
+            known = log_p.detach(), seen.log_mean
+            likeliest = known[0].topk(self._warmup.likely(num_classes) + 1, CLASS_DIM).values
+            of_classes = *known, *map(torch.exp, known), known[0] <= likeliest.amin(CLASS_DIM, keepdim=True)
+            of_targets = [(target.detach() * x).nansum(CLASS_DIM, keepdim=True) for x in of_classes]
+            share = self._warmup.share(seen, of_targets, valid)
+            values = -log_p
+            if share is not None:
+                values = torch.lerp(self._of_log_probs(log_p) if self._plain else self._of_all(input), -log_p, share)
         else:
             bias = self._bias(num_classes)
             values = self._of_all(input + bias * target if bias else input)

@@ -54,32 +54,31 @@ class Warmup(nn.Module):
         self.register_buffer("faded", torch.zeros(()))  # v
         self.register_buffer("samples", torch.zeros(()))  # n
 
-    @torch.no_grad()
-    def share(self, seen: Spread, of_targets: Sequence[Tensor], counted: Tensor | None) -> Tensor:
-        """Return the share for each sample, and count those ``counted``, all if None.
+    def share(self, seen: Spread, of_targets: Sequence[Tensor], counted: Tensor | None) -> Tensor | None:
+        """Return the share for each sample, None if it is known to be 1 for all; count those ``counted``, or else all.
 
         ``of_targets`` are the log-probability by the sample's prediction and by the mean prediction, these two
-        probabilities, and whether it is unlikely, each a mean over the target.
+        probabilities, and whether it is unlikely, each a mean over the target. None of it must require a gradient.
         """
         log_p_y, log_mean_y, p_y, mean_y, unlikely = of_targets
         divergence, log_mean = seen
         most = math.log(max(2, min(log_mean.numel(), divergence.numel())))
-        i2 = (divergence / most).square().clamp(max=1)
+        i2 = (divergence / most).clamp_(max=1).square_()
         ones = torch.ones_like(p_y)
-        entropy = (log_mean.exp() * -log_mean).sum().expand_as(ones)
         # A class of which the batch has no sample is not lost: none counts as rarer than half a sample.
-        number = ones.sum() if counted is None else (ones * counted).sum()
-        cross_entropy = -log_mean_y.clamp(min=-(2 * number).log())
+        rarest = -(2 * (ones if counted is None else counted).sum()).log()
+        of_mean = [(log_mean.exp() * log_mean).sum().expand_as(ones), log_mean_y.clamp(min=rarest)]
         of_labels = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y]
-        tally = self._tallied([*of_labels, divergence, i2, i2 * unlikely, entropy, cross_entropy], counted)
+        tally = self._tallied([*of_labels, divergence, i2, i2 * unlikely, *of_mean], counted)
         all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2, predicted, labelled = tally
         tiny = torch.finfo(i2.dtype).tiny
         kappa = _clip((right - chance) / (all_ - chance + tiny))
         c = (log_right - log_chance) / (claimed + tiny)
         u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
-        r = predicted / (labelled + tiny)
+        r = predicted / (labelled - tiny)
         exponent = self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel())
-        return (1 - i2).pow(exponent * _clip(1.25 * r) ** 64)
+        share = (1 - i2).pow(exponent * _clip(1.25 * r) ** 64)
+        return None if isinstance(exponent, float) and share.amin() == 1 else share
 
     @staticmethod
     def likely(num_classes: int) -> int:

@@ -68,8 +68,8 @@ def seen_by_numpy(p, targets):
     mean, of_targets = p.mean(0), targets.mean(0)
     chance, log_chance, log_p_y = mean @ of_targets, np.log(mean) @ of_targets, (targets * np.log(p)).sum(1)
     means = map(np.mean, (claims(p), i**2, i**2 * unlikely))
-    labelled = of_targets @ np.minimum(-np.log(mean), math.log(2 * len(p)))
-    return np.array([1, p_y.mean(), chance, log_p_y.mean(), log_chance, *means, -mean @ np.log(mean), labelled])
+    labelled = of_targets @ np.maximum(np.log(mean), -math.log(2 * len(p)))
+    return np.array([1, p_y.mean(), chance, log_p_y.mean(), log_chance, *means, mean @ np.log(mean), labelled])
 
 
 def told_by_numpy(seen):
