@@ -22,6 +22,12 @@ class ClassFunction:
 
     affine: ClassVar[tuple[float, float] | None] = None
     """(a, b) where f is a + b log_p, which spares the passes below; else None."""
+    has_derivative: ClassVar[bool] = False
+    """Whether :meth:`derivative` is not that by autograd, which a compiler does not trace."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.has_derivative = cls.derivative is not ClassFunction.derivative
 
     def f(self, log_p: Tensor) -> Tensor:
         """Apply the function elementwise."""
@@ -145,8 +151,9 @@ def target_and_sums(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
     if not _blockwise(input, any(function is not NUM_CLASSES for function in functions)):
-        return _target_and_sums(input, index, bias, functions)
-    log_p_y, sums, _ = _by_node(input, index, bias, False, None, functions)
+        _, log_p_y, sums = _by_plain_ops(input, index, bias, functions)
+    else:
+        log_p_y, sums, _ = _by_node(input, index, bias, False, None, functions)
     return log_p_y, sums
 
 
@@ -155,26 +162,50 @@ def target_sums_and_spread(
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Spread]:
     """The same with the rank of y, 1 for the likeliest class and the last of those that tie, and the :func:`spread`."""
     if not _blockwise(input, True):
-        log_p = log_probs(input)
-        log_p_y = log_p.gather(CLASS_DIM, index)
+        log_p, log_p_y, sums = _by_plain_ops(input, index, 0.0, functions)
         rank = (log_p >= log_p_y).sum(CLASS_DIM, keepdim=True)
-        return log_p_y, class_sums(log_p, functions), rank, spread(log_p, counted)
+        return log_p_y, sums, rank, spread(log_p, counted)
     log_p_y, sums, (rank, *found) = _by_node(input, index, 0.0, True, counted, functions)
     return log_p_y, sums, rank, Spread(*found)
 
 
-def _target_and_sums(
+def _by_plain_ops(
     input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    log_p = log_probs(add_bias(input, index, bias))
-    return log_p.gather(CLASS_DIM, index), class_sums(log_p, functions)
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """The log-probabilities, that of y, and the class sums."""
+    input = add_bias(input, index, bias)
+    if not torch.compiler.is_compiling():
+        log_p = log_probs(input)
+        return log_p, log_p.gather(CLASS_DIM, index), class_sums(log_p, functions)
+    # The gradient becomes one pass over the classes if no derivative sums over them, as that of log_softmax does, or
+    # scatters, as that of gather does.
+    below = input - input.detach().amax(CLASS_DIM, keepdim=True)
+    rest = below.exp().sum(CLASS_DIM, keepdim=True).log()
+    below_y = -F.nll_loss(below.contiguous(), index.squeeze(CLASS_DIM), reduction="none").unsqueeze(CLASS_DIM)
+    return below - rest, below_y - rest, tuple(_fusable_class_sum(function, below, rest) for function in functions)
+
+
+def _fusable_class_sum(function: ClassFunction, below: Tensor, rest: Tensor) -> Tensor:
+    """``sum_k f(below[k] - rest)``, with a derivative in ``rest`` that is at hand before the backward."""
+    if function.affine:
+        a, b = function.affine
+        num_classes = below.shape[CLASS_DIM]
+        sum_log_p = below.sum(CLASS_DIM, keepdim=True) - num_classes * rest if b else torch.zeros_like(rest)
+        return a * num_classes + b * sum_log_p
+    if not function.has_derivative:
+        return function.class_sum(below - rest)
+    fixed = rest.detach()
+    log_p = below - fixed
+    slopes = function.derivative(log_p.detach(), log_p.detach().exp())
+    slope = slopes.nansum(CLASS_DIM, keepdim=True)  # 0 (-inf), of a masked class, is 0
+    return function.class_sum(log_p) - slope * (rest - fixed)
 
 
 def differentiable_grad(
     input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction], grads: Sequence[Tensor]
 ) -> Tensor:
     """The gradient in the input by plain ops, which have a derivative, as the nodes' own kernels have not."""
-    log_p_y, sums = _target_and_sums(input, index, bias, functions)
+    _, log_p_y, sums = _by_plain_ops(input, index, bias, functions)
     varying = [(value, grad) for value, grad in zip((log_p_y, *sums), grads, strict=True) if value.requires_grad]
     values, grads = zip(*varying, strict=True)
     (grad,) = torch.autograd.grad(values, input, grads, create_graph=True)

@@ -42,10 +42,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(params=["plain", "blockwise"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to the log-probabilities, whatever the size."""
+    """Both ways to the log-probabilities, whatever the size; a test may ask for the lines that compilers see, too."""
+    if request.param == "compiled":
+        monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+        return request.param
     monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", {"plain": 1 << 60, "blockwise": 1}[request.param])
     monkeypatch.setattr("noisyloss._log_probs._BLOCK", 11)  # two rows or so
     return request.param
+
+
+ALL_PATHS = pytest.mark.parametrize("path", ["plain", "blockwise", "compiled"], indirect=True)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from noisyloss._log_probs import (
     NUM_CLASSES,
     SEEN,
     ClassFunction,
-    _target_and_sums,
+    _by_plain_ops,
     spread,
     target_and_sums,
 )
@@ -84,7 +84,7 @@ def fused(input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFu
 
 
 def plain(input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]) -> tuple[Tensor, ...]:
-    log_p_y, sums = _target_and_sums(input, index, bias, functions)
+    _, log_p_y, sums = _by_plain_ops(input, index, bias, functions)
     return log_p_y, *sums
 
 

@@ -10,11 +10,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from conftest import JUMPS, LINKED, SHIFT_VARIANT
+from conftest import ALL_PATHS, JUMPS, LINKED, SHIFT_VARIANT
 from hypothesis import assume, given
 from hypothesis.extra.numpy import arrays
 
-from noisyloss import APLLoss, SparseRegularization, WeightedSum, create_loss
+from noisyloss import APLLoss, Normalized, PointwiseLoss, SparseRegularization, WeightedSum, create_loss
 from noisyloss.noise import symmetric_matrix
 
 F64 = torch.float64
@@ -219,7 +219,8 @@ def test_gradients_are_those_of_the_value(make_loss, path, generator):
     assert torch.autograd.gradgradcheck(make_loss(), (input, soft))
 
 
-@pytest.mark.parametrize("id", ["mae", "nmae", "nrce", "amse", "mse"])
+@ALL_PATHS
+@pytest.mark.parametrize("id", ["mae", "nmae", "nrce", "amse", "mse", "ngce"])
 def test_a_masked_class_is_one_of_no_probability(id, path):
     input, target = torch.tensor([[0.0, 1.0, -torch.inf], [2.0, 0.0, 1.0]]), torch.tensor([1, 2])
     found = []
@@ -241,19 +242,22 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_both_paths_agree(make_loss, layout, dtype, monkeypatch, generator):
+def test_all_paths_agree(make_loss, layout, dtype, monkeypatch, generator):
     input = layout(lambda *shape: (4 * torch.randn(*shape, generator=generator)).to(dtype)).requires_grad_()
     target = torch.randint(7, (input.shape[0], *input.shape[2:]), generator=generator)
     grads = []
     monkeypatch.setattr("noisyloss._log_probs._BLOCK", 50)
-    for threshold in (1, 1 << 60):
+    for threshold, compiled in ((1, False), (1 << 60, False), (1 << 60, True)):
         monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", threshold)
+        monkeypatch.setattr("torch.compiler.is_compiling", lambda compiled=compiled: compiled)
         value = make_loss()(input, target)
         grads.append(torch.stack([value, *torch.autograd.grad(value, input)[0].flatten()]))
     assert grads[0].std() > 0
-    torch.testing.assert_close(*grads, **({} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 1e-5}))
+    for other in grads[1:]:
+        torch.testing.assert_close(grads[0], other, **({} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 1e-5}))
 
 
+@ALL_PATHS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_finite_at_extreme_logits(make_loss, dtype, path, generator):
     signs = torch.randint(0, 2, (32, 6), generator=generator) * 2.0 - 1
@@ -307,7 +311,20 @@ def test_compiles_without_a_graph_break(make_loss, generator):
     torch.testing.assert_close(torch.autograd.grad(value, input), torch.autograd.grad(expected, input))
 
 
-@pytest.mark.parametrize("id", ["apl", "nce+rce", "gce"])
+def test_a_sum_whose_derivative_nobody_wrote_compiles(generator):
+    class Squared(PointwiseLoss):
+        def f(self, log_p):
+            return (1 - log_p.exp()) ** 2
+
+    input = torch.randn(6, 5, dtype=F64, generator=generator).requires_grad_()
+    target = torch.randint(5, (6,), generator=generator)
+    compiled = torch.compile(Normalized(Squared()), fullgraph=True, backend="aot_eager")
+    values = [loss(input, target) for loss in (Normalized(Squared()), compiled)]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, input) for value in values))
+
+
+@pytest.mark.parametrize("id", ["apl", "nce+rce", "gce", "anl-fl"])
 def test_other_batch_sizes_compile_nothing_anew(id, generator):
     loss = APLLoss() if id == "apl" else create_loss(id)
     graphs, seen = [], []

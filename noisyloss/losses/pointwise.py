@@ -107,7 +107,7 @@ class FocalLoss(PointwiseLoss, id="focal"):
         modulator = q**self.gamma
         if self.detach_modulator:
             return modulator.neg_()
-        return modulator.mul_(torch.div(p, q, out=q).mul_(log_p).mul_(self.gamma).sub_(1))
+        return modulator.mul_(q.reciprocal_().mul_(p).mul_(log_p).mul_(self.gamma).sub_(1))
 
 
 class MAELoss(PointwiseLoss, id="mae"):
