@@ -60,6 +60,7 @@ PASSES = {"forward": 1, "backward": 2, "both": 3}  # the measures, and how often
 ROUNDS = 5  # at least
 ONE_HOT_LIMIT = 1 << 24  # elements; on a CPU the one-hot forms of more take seconds a call
 TORCH, OURS, ONE_HOT = "torch", "noisyloss", "one-hot"  # the implementations
+LATE = "@late"  # behind a loss whose warm-up is over
 
 IDENTITY = ("loss", "shape", "dtype", "device", "threads", "mode", "torch", "commit")  # of a measurement
 RESULTS = ("p20", "p50", "p80", "ratio_p20", "ratio", "ratio_p80", "copy_share", "saved_bytes", "peak_bytes", "error")
@@ -288,7 +289,7 @@ def report(rows: Iterable[Row], out: Path) -> None:
 
 def shown(loss: str) -> str:
     """Return the spec, or the class for the drop-in."""
-    return "APLLoss()" if loss == DROP_IN else loss
+    return loss.replace(DROP_IN, "APLLoss()").replace(LATE, ", later")
 
 
 def elements(shape: str) -> int:
@@ -362,6 +363,18 @@ def plot(
 # The command line
 
 
+def parse_spec(text: str) -> torch.nn.Module:
+    """Return the loss of `gce:q=0.5`; behind `nce:warmup=True@late` its warm-up lies."""
+    spec, at, late = text.partition("@")
+    name, given = parse_loss(spec)
+    loss = create_loss(name, **given)
+    if at and not (loss.warmup and at + late == LATE):
+        raise ValueError(f"expected {LATE} behind a loss with warmup=True only")
+    if at:  # wrong labels were known, and now they are not
+        loss.load_state_dict(loss.state_dict() | dict.fromkeys(("_warmup.highest", "_warmup.faded"), torch.ones(())))
+    return loss
+
+
 def parse_shape(text: str) -> tuple[int, int, str | None]:
     """Split `4096x128256:bfloat16` into N, C and the dtype, None if it has none of its own."""
     size, colon, dtype = text.partition(":")
@@ -378,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", default=Path("out/speed"), help="of rows and plots (default: %(default)s)")
-    add("--losses", nargs="+", metavar="ID", default=[*list_losses(), DROP_IN], help="default: all, and the drop-in")
+    add("--losses", nargs="+", metavar="ID", default=[*list_losses(), DROP_IN, DROP_IN + LATE], help="default: all")
     add("--shapes", nargs="+", metavar="NxC[:DTYPE]", help=f"default: {' '.join(SHAPES['cuda'])} (CUDA)")
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="where a shape has none (default: float32)")
     add("--modes", nargs="+", choices=MODES, default=MODES, help="default: both")
@@ -397,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("argument --device: there is no CUDA device here")
     shapes = args.shapes or SHAPES[device.type]
-    check(parser, "--losses", args.losses, parse_loss)
+    check(parser, "--losses", args.losses, parse_spec)
     check(parser, "--shapes", shapes, parse_shape)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -410,15 +423,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes = [(*size, dtype) for *size, own in map(parse_shape, shapes) for dtype in ([own] if own else args.dtype)]
     for count, classes, dtype in sizes:
         draw = torch.Generator(device).manual_seed(0)
-        x = torch.randn(count, classes, dtype=getattr(torch, dtype), device=device, generator=draw).requires_grad_()
-        y = torch.randint(classes, (count,), device=device, generator=draw)
+        y = torch.randint(classes, (count, 1), device=device, generator=draw)
+        x = torch.randn(count, classes, dtype=getattr(torch, dtype), device=device, generator=draw)
+        told = torch.full_like(y, 2 + math.log(classes), dtype=x.dtype)  # most labels, as of a trained network
+        x, y = x.scatter_add(1, y, told).requires_grad_(), y.squeeze(1)
         small = x.is_cuda or x.numel() <= ONE_HOT_LIMIT
         if not (small or args.no_one_hot):
             print(f"{count}x{classes}: no one-hot forms, they would take seconds a call", flush=True)
         for mode, spec in itertools.product(args.modes, args.losses):
             about = {"loss": spec, "shape": f"{count}x{classes}", "dtype": dtype, "mode": mode} | shared
-            name, given = parse_loss(spec)
-            loss = create_loss(name, **given)
+            loss = parse_spec(spec)
             calls = {TORCH: F.cross_entropy, OURS: loss.to(device), ONE_HOT: one_hot_form(loss)}
             if not small or args.no_one_hot or not calls[ONE_HOT]:
                 del calls[ONE_HOT]

@@ -144,6 +144,26 @@ def test_table_has_the_ratios_of_both_modes_and_memory(run, monkeypatch, capsys)
     ]
 
 
+@pytest.mark.parametrize("shape", ["32x10", "64x1000"])
+def test_a_late_loss_is_one_whose_warm_up_is_over(shape, run, monkeypatch):
+    seen = {}
+
+    def measure(about, calls, x, y, *_):
+        values = [calls["noisyloss"](x, y).item() for _ in range(20)]
+        assert max(values) == pytest.approx(min(values))
+        seen[about["loss"]] = values[0]
+        numbers = dict.fromkeys(speed.RESULTS, 1.0) | {"error": None, "rounds": 5}
+        return [about | numbers | {"implementation": "noisyloss", "measure": "both"}]
+
+    monkeypatch.setattr(speed, "measure", measure)
+    plain = speed.DROP_IN.replace(",warmup=True", "")
+    run(shapes=[shape], losses=["ce", plain, speed.DROP_IN, speed.DROP_IN + speed.LATE], modes=["eager"])
+    ce, plain, early, late = seen.values()
+    assert early == pytest.approx(ce)
+    assert late == pytest.approx(plain)
+    assert late != pytest.approx(early, rel=0.1)
+
+
 def test_one_hot_forms_can_be_left_out(run, monkeypatch, capsys):
     assert {row["implementation"] for row in run("--no-one-hot", modes=["eager"])} == {"torch", "noisyloss"}
     assert len(run(modes=["eager"])) == 9 + 15  # measured again, with them
@@ -183,6 +203,8 @@ def test_saved_bytes_are_what_autograd_keeps_beyond_the_input():
     ("option", "value", "message"),
     [
         ("--losses", "nope", "argument --losses: nope: "),
+        ("--losses", "nce@late", "argument --losses: nce@late: expected @late behind a loss with warmup=True only"),
+        ("--losses", "nce:warmup=True@end", "@end: expected @late behind a loss with warmup=True only"),
         ("--shapes", "128", "argument --shapes: 128: expected NxC"),
         ("--shapes", "4x1", "argument --shapes: 4x1: expected NxC"),
         ("--shapes", "4x3:int8", "argument --shapes: 4x3:int8: expected NxC:DTYPE with float32, bfloat16"),

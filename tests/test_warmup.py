@@ -388,6 +388,24 @@ def test_the_share_has_no_gradient(make_loss, path, generator):
     torch.testing.assert_close(torch.autograd.grad(value, input), torch.autograd.grad(expected, input))
 
 
+@pytest.mark.parametrize("as_probabilities", [False, True])
+def test_the_share_has_no_gradient_where_it_is_a_tensor(as_probabilities, monkeypatch, generator):
+    """As to compilers, where the state is one of tensors, too."""
+    input = draw(generator, 40, 5).requires_grad_()
+    target = labels_of(input, generator)
+    high = where_shares_vary(input, target)
+    g = share(input, target, high).detach()
+    expected = (g * CELoss(reduction="none")(input, target) + (1 - g) * MAELoss(reduction="none")(input, target)).mean()
+    (expected,) = torch.autograd.grad(expected, input)
+    target = torch.nn.functional.one_hot(target, 5).to(F64) if as_probabilities else target
+    for compiled in (False, True):
+        monkeypatch.setattr("torch.compiler.is_compiling", lambda compiled=compiled: compiled)
+        loss = warming_up(high)
+        torch.testing.assert_close(torch.autograd.grad(loss(input, target), input)[0], expected)
+        assert not any(state.requires_grad for state in loss.buffers())
+    assert g.std() > 0.01
+
+
 def test_does_not_see_what_is_ignored(path, generator):
     input, seen = draw(generator, 6, 4), torch.arange(6) % 3 != 1
     target = labels_of(input, generator).where(seen, -100)
@@ -494,13 +512,29 @@ def test_is_the_same_on_both_paths(id, shape, some_ignored, monkeypatch, generat
     kept = target >= 0
     high = where_shares_vary(input.movedim(1, -1)[kept], target[kept])
     found = []
-    for threshold in (1, 1 << 60):
+    for threshold, compiled in ((1, False), (1 << 60, False), (1 << 60, True)):
         monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", threshold)
+        monkeypatch.setattr("torch.compiler.is_compiling", lambda compiled=compiled: compiled)
         value = warming_up(high, functools.partial(create_loss, id))(input, target)
         found.append(torch.stack([value, *torch.autograd.grad(value, input)[0].flatten()]))
     for other in (create_loss(id), CELoss()):
         assert not torch.isclose(found[0][0], other(input, target))
-    torch.testing.assert_close(*found)
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other)
+
+
+def test_is_cross_entropy_to_the_last_bit_while_it_knows_nothing(path, generator):
+    """Then the loss is not even computed where values are at hand: here it would raise."""
+
+    class Unused(MAELoss):
+        def f(self, log_p):
+            raise AssertionError
+
+    input, target = draw(generator, 40, 5, dtype=torch.float32), torch.randint(5, (40,), generator=generator)
+    for labels in (target, torch.nn.functional.one_hot(target, 5).float()):
+        values = [loss(input.requires_grad_(), labels) for loss in (Unused(warmup=True), CELoss())]
+        assert torch.equal(*values)
+        assert torch.equal(*(torch.autograd.grad(value, input)[0] for value in values))
 
 
 def accuracy_after_training(criterion, noise, largest, spread):
