@@ -7,6 +7,7 @@ A measurement is one loss at one shape, eager or compiled. In each of its rounds
 form run once, in shuffled order: a forward, then its backward. Percentiles (20, 50, 80) are over the rounds. The ratio
 is the median of the rounds' own ratios to cross entropy, so it holds on a machine whose speed drifts. Left out is what
 comes before: compiling (torch.compile(loss, fullgraph=True), for one shape alone), warm-up, freeing the old gradient.
+Logits are those of a network that knows most labels; `LOSS@late` is a loss whose warm-up is over.
 On CUDA each call starts on an idle device with a cold L2 cache and is timed by events: launches count as they do there.
 
 `saved_bytes` is what autograd keeps for the backward, input and target left out; `peak_bytes` (CUDA) is the most that

@@ -78,7 +78,7 @@ class Warmup(nn.Module):
         r = predicted / (labelled - tiny)
         exponent = self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel())
         share = (1 - i2).pow(exponent * _clip(1.25 * r) ** 64)
-        return None if isinstance(exponent, float) and share.amin() == 1 else share
+        return None if isinstance(exponent, float) and (share == 1).all() else share
 
     @staticmethod
     def likely(num_classes: int) -> int:

@@ -523,6 +523,14 @@ def test_is_the_same_on_both_paths(id, shape, some_ignored, monkeypatch, generat
         torch.testing.assert_close(found[0], other)
 
 
+@pytest.mark.parametrize("as_probabilities", [False, True])
+def test_an_empty_batch_leaves_no_trace(as_probabilities):
+    loss, state = APLLoss(reduction="sum"), APLLoss().state_dict()
+    target = torch.zeros(0, 5) if as_probabilities else torch.zeros(0, dtype=torch.long)
+    assert loss(torch.zeros(0, 5, requires_grad=True), target) == 0
+    torch.testing.assert_close(loss.state_dict(), state, rtol=0, atol=0)
+
+
 def test_is_cross_entropy_to_the_last_bit_while_it_knows_nothing(path, generator):
     """Then the loss is not even computed where values are at hand: here it would raise."""
 
