@@ -267,7 +267,7 @@ class RobustLoss(nn.Module):
     def _warming_up(self, warmup: Warmup, input: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
         """Return the loss of every sample as far as its prediction is informed, and cross entropy as far as not."""
         log_p_y, sums, rank, seen = target_sums_and_spread(input, index, self.sums if self._plain else (), valid)
-        known = log_p_y.detach(), seen.log_mean.take(index)
+        known = log_p_y.detach(), seen.log_mean.expand(input.shape).gather(CLASS_DIM, index)
         unlikely = rank > warmup.likely(input.shape[CLASS_DIM])
         share = warmup.share(seen, [*known, *map(torch.exp, known), unlikely], valid)
         if share is None:
