@@ -63,7 +63,7 @@ class Warmup(nn.Module):
         log_p_y, log_mean_y, p_y, mean_y, unlikely = of_targets
         divergence, log_mean = seen
         most = math.log(max(2, min(log_mean.numel(), divergence.numel())))
-        i2 = (divergence / most).clamp_(max=1).square_()
+        i2 = (divergence / most).clamp(max=1).square()
         ones = torch.ones_like(p_y)
         # A class of which the batch has no sample is not lost: none counts as rarer than half a sample.
         rarest = -(2 * (ones if counted is None else counted).sum()).log()
