@@ -40,18 +40,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
+PATHS = ("blockwise", "plain", "compiled")
+"""The ways to the log-probabilities; the last, which is never left again, is that of the lines that compilers see."""
+
+
+def take(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take this way, whatever the size of the logits."""
+    monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", 1 if path == "blockwise" else 1 << 60)
+    if path == "compiled":
+        monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+
+
 @pytest.fixture(params=["plain", "blockwise"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to the log-probabilities, whatever the size; a test may ask for the lines that compilers see, too."""
-    if request.param == "compiled":
-        monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
-        return request.param
-    monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", {"plain": 1 << 60, "blockwise": 1}[request.param])
+    """One of the eager ways, or of those that a test asks for."""
     monkeypatch.setattr("noisyloss._log_probs._BLOCK", 11)  # two rows or so
+    take(request.param, monkeypatch)
     return request.param
 
 
-ALL_PATHS = pytest.mark.parametrize("path", ["plain", "blockwise", "compiled"], indirect=True)
+ALL_PATHS = pytest.mark.parametrize("path", PATHS, indirect=True)
 
 
 @pytest.fixture(autouse=True)

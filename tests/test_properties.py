@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_PATHS, JUMPS, LINKED, SHIFT_VARIANT
+from conftest import ALL_PATHS, JUMPS, LINKED, PATHS, SHIFT_VARIANT, take
 from hypothesis import assume, given
 from hypothesis.extra.numpy import arrays
 
@@ -247,9 +247,8 @@ def test_all_paths_agree(make_loss, layout, dtype, monkeypatch, generator):
     target = torch.randint(7, (input.shape[0], *input.shape[2:]), generator=generator)
     grads = []
     monkeypatch.setattr("noisyloss._log_probs._BLOCK", 50)
-    for threshold, compiled in ((1, False), (1 << 60, False), (1 << 60, True)):
-        monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", threshold)
-        monkeypatch.setattr("torch.compiler.is_compiling", lambda compiled=compiled: compiled)
+    for path in PATHS:
+        take(path, monkeypatch)
         value = make_loss()(input, target)
         grads.append(torch.stack([value, *torch.autograd.grad(value, input)[0].flatten()]))
     assert grads[0].std() > 0

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import PATHS, take
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -398,8 +399,8 @@ def test_the_share_has_no_gradient_where_it_is_a_tensor(as_probabilities, monkey
     expected = (g * CELoss(reduction="none")(input, target) + (1 - g) * MAELoss(reduction="none")(input, target)).mean()
     (expected,) = torch.autograd.grad(expected, input)
     target = torch.nn.functional.one_hot(target, 5).to(F64) if as_probabilities else target
-    for compiled in (False, True):
-        monkeypatch.setattr("torch.compiler.is_compiling", lambda compiled=compiled: compiled)
+    for path in ("plain", "compiled"):
+        take(path, monkeypatch)
         loss = warming_up(high)
         torch.testing.assert_close(torch.autograd.grad(loss(input, target), input)[0], expected)
         assert not any(state.requires_grad for state in loss.buffers())
@@ -503,7 +504,7 @@ def test_needs_no_other_start():
 @pytest.mark.parametrize("shape", [(40, 7), (6, 7, 3, 2)])
 @pytest.mark.parametrize("id", ["mae", "nce+rce", "nfl", "anl-fl"])
 @pytest.mark.parametrize("some_ignored", [True, False])
-def test_is_the_same_on_both_paths(id, shape, some_ignored, monkeypatch, generator):
+def test_is_the_same_on_all_paths(id, shape, some_ignored, monkeypatch, generator):
     input = draw(generator, *shape).round().requires_grad_()  # so classes tie
     target = labels_of(input, generator)
     if some_ignored:
@@ -512,9 +513,8 @@ def test_is_the_same_on_both_paths(id, shape, some_ignored, monkeypatch, generat
     kept = target >= 0
     high = where_shares_vary(input.movedim(1, -1)[kept], target[kept])
     found = []
-    for threshold, compiled in ((1, False), (1 << 60, False), (1 << 60, True)):
-        monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", threshold)
-        monkeypatch.setattr("torch.compiler.is_compiling", lambda compiled=compiled: compiled)
+    for path in PATHS:
+        take(path, monkeypatch)
         value = warming_up(high, functools.partial(create_loss, id))(input, target)
         found.append(torch.stack([value, *torch.autograd.grad(value, input)[0].flatten()]))
     for other in (create_loss(id), CELoss()):
