@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 CLASS_DIM = 1
 
-_BLOCKWISE_FROM = 1 << 19  # elements; for fewer, a node written in Python costs more than it saves
+_BLOCKWISE_FROM = 1 << 18  # elements; for fewer, a node written in Python costs more than it saves
 _BLOCK = 1 << 20  # elements; smaller blocks would move rows from one core's cache to another's
 
 
@@ -150,7 +150,7 @@ def target_and_sums(
     input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``log_p[y]`` and the class sums of the functions, the class axis kept; the bias goes to the logit of class y."""
-    if not _blockwise(input, any(function is not NUM_CLASSES for function in functions)):
+    if not _blockwise(input):
         _, log_p_y, sums = _by_plain_ops(input, index, bias, functions)
     else:
         log_p_y, sums, _ = _by_node(input, index, bias, False, None, functions)
@@ -161,7 +161,7 @@ def target_sums_and_spread(
     input: Tensor, index: Tensor, functions: Sequence[ClassFunction], counted: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Spread]:
     """The same with the rank of y, 1 for the likeliest class and the last of those that tie, and the :func:`spread`."""
-    if not _blockwise(input, True):
+    if not _blockwise(input):
         log_p, log_p_y, sums = _by_plain_ops(input, index, 0.0, functions)
         rank = (log_p >= log_p_y).sum(CLASS_DIM, keepdim=True)
         return log_p_y, sums, rank, spread(log_p, counted)
@@ -225,14 +225,9 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def _blockwise(input: Tensor, sums: bool) -> bool:
-    """Whether the node below pays, later without sums; compilers and transforms make better of the lines above."""
-    return (
-        is_eager()
-        and input.numel() >= (_BLOCKWISE_FROM if sums else 8 * _BLOCKWISE_FROM)
-        and input.requires_grad
-        and torch.is_grad_enabled()
-    )
+def _blockwise(input: Tensor) -> bool:
+    """Whether the node below pays; compilers and transforms make better of the lines above."""
+    return is_eager() and input.numel() >= _BLOCKWISE_FROM and input.requires_grad and torch.is_grad_enabled()
 
 
 def _by_node(
@@ -284,8 +279,9 @@ class _TargetAndSums(torch.autograd.Function):
     """The same as one node, which works on blocks of rows that stay in the cache and keeps p beside its inputs.
 
     A softmax costs what a log-softmax does, and once p is there no exponential is left to compute: log p of a class is
-    its logit minus two numbers of its row, and the gradient is affine in p. Only p and the gradient are made whole, and
-    most is done in their memory: fresh memory costs a page fault per 4 KB, more than the arithmetic.
+    its logit minus two numbers of its row, and the gradient is affine in p. Only p is made whole; the gradient takes
+    its memory, unless the graph is kept for another backward. Fresh memory costs a page fault per 4 KB, more than the
+    arithmetic.
     """
 
     @staticmethod
@@ -357,23 +353,31 @@ class _TargetAndSums(torch.autograd.Function):
         no_grads = (None,) * (4 + len(functions))
         if torch.is_grad_enabled():
             return differentiable_grad(input, index, bias, functions, (grad_y, *grad_sums)), *no_grads
-        grad = torch.empty(input.shape, dtype=input.dtype, device=input.device)
+        own = p.dtype == input.dtype and _is_freed()
+        grad = p if own else torch.empty(input.shape, dtype=input.dtype, device=input.device)
         constants = [g * f.affine[1] for f, g in zip(functions, grad_sums, strict=True) if f.affine]
         curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if not f.affine]
-        constant = sum(constants, torch.zeros_like(grad_y))
         for rows in _row_blocks(input, 4 if curved else 1):
-            y, p_block = index[rows], p[rows]
-            by_log_p = constant[rows]  # of all classes, but for grad_y
+            p_block = p[rows]
+            slopes = [constant[rows] for constant in constants]  # in log p of every class; that of y has grad_y beside
             if curved:
                 log_p = _biased_log_p(softmax, input, index, bias, rows)
-                for f, g in curved:
-                    by_log_p = f.derivative(log_p, p_block).mul_(g[rows]).add_(by_log_p)
-            total = grad_y[rows] + by_log_p.expand_as(p_block).sum(CLASS_DIM, keepdim=True)
+                slopes += [f.derivative(log_p, p_block).mul_(g[rows]) for f, g in curved]
+            sums = (slope.expand_as(p_block).sum(CLASS_DIM, keepdim=True) for slope in slopes)
             by_z = grad[rows] if grad.dtype == p.dtype else torch.empty_like(p_block)
-            torch.mul(p_block, -total, out=by_z).add_(by_log_p).scatter_add_(CLASS_DIM, y, grad_y[rows])
+            torch.mul(p_block, -sum(sums, grad_y[rows]), out=by_z)
+            for slope in slopes:
+                by_z.add_(slope)
+            by_z.scatter_add_(CLASS_DIM, index[rows], grad_y[rows])
             if by_z.dtype != grad.dtype:
                 grad[rows] = by_z
         return grad, *no_grads
+
+
+def _is_freed() -> bool:
+    """Whether the graph whose backward this is asked in is freed by it, and with it what the nodes keep."""
+    is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # torch 2.4 has none
+    return is_kept is not None and is_eager() and not is_kept()
 
 
 def _biased_log_p(softmax: Softmax, input: Tensor, index: Tensor, bias: float, rows: slice) -> Tensor:

@@ -388,6 +388,27 @@ def test_keeps_at_most_one_n_by_c_tensor_for_backward(make_loss, path, generator
     assert len(large) <= 1
 
 
+def test_a_kept_graph_gives_its_gradient_again(make_loss, path, generator):
+    input = torch.randn(9, 5, generator=generator).requires_grad_()
+    loss = make_loss()(input, torch.randint(5, (9,), generator=generator))
+    gradients = [torch.autograd.grad(loss, input, retain_graph=again)[0] for again in (True, True, False)]
+    assert gradients[0].std() > 0
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._C._autograd, "_get_current_graph_task_keep_graph"), reason="this torch does not tell"
+)
+@pytest.mark.parametrize("path", ["blockwise"], indirect=True)
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_freed_graph_gives_its_memory_to_the_gradient(kept, path, generator):
+    input, places = torch.randn(9, 5, generator=generator).requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: places.append(t.data_ptr()) or t, lambda t: t):
+        loss = create_loss("nce")(input, torch.arange(9) % 5)
+    loss.backward(retain_graph=kept)
+    assert (input.grad.data_ptr() in places) == (not kept)
+
+
 @pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")  # torch 2.4 warns of its own unpickling
 def test_copies_and_pickles(make_loss, generator):
     loss = make_loss(weight=torch.rand(5, generator=generator), ignore_index=3, reduction="sum", label_smoothing=0.1)

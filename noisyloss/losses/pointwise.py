@@ -104,10 +104,9 @@ class FocalLoss(PointwiseLoss, id="focal"):
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
         q = one_minus_p(log_p, p)
-        modulator = q**self.gamma
         if self.detach_modulator:
-            return modulator.neg_()
-        return modulator.mul_(q.reciprocal_().mul_(p).mul_(log_p).mul_(self.gamma).sub_(1))
+            return q.pow_(self.gamma).neg_()
+        return torch.addcmul(q, p, log_p, value=-self.gamma).mul_(q.pow_(self.gamma - 1)).neg_()
 
 
 class MAELoss(PointwiseLoss, id="mae"):
