@@ -353,8 +353,7 @@ class _TargetAndSums(torch.autograd.Function):
         no_grads = (None,) * (4 + len(functions))
         if torch.is_grad_enabled():
             return differentiable_grad(input, index, bias, functions, (grad_y, *grad_sums)), *no_grads
-        own = p.dtype == input.dtype and _is_freed()
-        grad = p if own else torch.empty(input.shape, dtype=input.dtype, device=input.device)
+        grad = p if _is_freed() else torch.empty_like(p)
         constants = [g * f.affine[1] for f, g in zip(functions, grad_sums, strict=True) if f.affine]
         curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if not f.affine]
         for rows in _row_blocks(input, 4 if curved else 1):
@@ -364,14 +363,11 @@ class _TargetAndSums(torch.autograd.Function):
                 log_p = _biased_log_p(softmax, input, index, bias, rows)
                 slopes += [f.derivative(log_p, p_block).mul_(g[rows]) for f, g in curved]
             sums = (slope.expand_as(p_block).sum(CLASS_DIM, keepdim=True) for slope in slopes)
-            by_z = grad[rows] if grad.dtype == p.dtype else torch.empty_like(p_block)
-            torch.mul(p_block, -sum(sums, grad_y[rows]), out=by_z)
+            by_z = torch.mul(p_block, -sum(sums, grad_y[rows]), out=grad[rows])
             for slope in slopes:
                 by_z.add_(slope)
             by_z.scatter_add_(CLASS_DIM, index[rows], grad_y[rows])
-            if by_z.dtype != grad.dtype:
-                grad[rows] = by_z
-        return grad, *no_grads
+        return grad.to(input.dtype), *no_grads
 
 
 def _is_freed() -> bool:
