@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
-
 from noisyloss._base import PointwiseLoss, RobustLoss, check_number, convex_envelope, plain_member
 from noisyloss._log_probs import CLASS_DIM, LOG_P, NUM_CLASSES, ClassFunction
 from noisyloss.losses.pointwise import LOG_OF_ZERO, CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
@@ -293,8 +291,7 @@ class _Complement(ClassFunction):
         return super().class_sum(log_p)
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
-        slope = self.loss.derivative(log_p.clamp(min=self.log_p_min), p.clamp(min=self.p_min))
-        return torch.where(log_p >= self.log_p_min, -slope, 0.0)
+        return self.loss.derivative(log_p, p).neg_().where(log_p >= self.log_p_min, 0.0)
 
 
 class NormalizedNegative(_OfPointwise):

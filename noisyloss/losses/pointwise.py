@@ -93,8 +93,11 @@ class FocalLoss(PointwiseLoss, id="focal"):
     def f(self, log_p: Tensor) -> Tensor:
         return self._modulated(log_p, one_minus_p(log_p))
 
+    def _modulator(self, q: Tensor) -> Tensor:
+        return q.sqrt() if self.gamma == 0.5 else q**self.gamma  # compiled, a power is several times as slow
+
     def _modulated(self, log_p: Tensor, q: Tensor) -> Tensor:
-        modulator = q.sqrt() if self.gamma == 0.5 else q**self.gamma  # compiled, a power is several times as slow
+        modulator = self._modulator(q)
         return (modulator.detach() if self.detach_modulator else modulator) * -log_p
 
     def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
@@ -104,9 +107,10 @@ class FocalLoss(PointwiseLoss, id="focal"):
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
         q = one_minus_p(log_p, p)
+        slope = self._modulator(q).neg_()
         if self.detach_modulator:
-            return q.pow_(self.gamma).neg_()
-        return torch.addcmul(q, p, log_p, value=-self.gamma).mul_(q.pow_(self.gamma - 1)).neg_()
+            return slope
+        return slope.mul_(torch.addcmul(q, p, log_p, value=-self.gamma)).div_(q)
 
 
 class MAELoss(PointwiseLoss, id="mae"):
