@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import LINKED
+from conftest import LINKED, take
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
@@ -222,7 +222,7 @@ def test_belongs_to_the_whole_loss():
 def test_keeps_one_n_by_c_tensor(make_loss, start, monkeypatch, generator):
     if make_loss.args[0] in LINKED:
         pytest.skip("a link keeps tensors of its own")
-    monkeypatch.setattr("noisyloss._log_probs._BLOCKWISE_FROM", 1)
+    take("blockwise", monkeypatch)
     input = torch.randn(300, 200, generator=generator).requires_grad_()
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
