@@ -33,9 +33,13 @@ class ClassFunction:
         """Apply the function elementwise."""
         raise NotImplementedError
 
+    def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        """Return f to the precision that its sum needs; p is given where it is at hand and no gradient asked."""
+        return self.f(log_p)
+
     def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
-        """Return ``sum_k f(log_p[k])``, the class axis kept; p is given where it is at hand and no gradient asked."""
-        return self.f(log_p).sum(CLASS_DIM, keepdim=True)
+        """Return ``sum_k f(log_p[k])``, the class axis kept; p is given as above."""
+        return self.terms(log_p, p).sum(CLASS_DIM, keepdim=True)
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
         """Return ``df / dlog_p`` elementwise, in new memory; here by autograd."""
@@ -296,7 +300,7 @@ class _TargetAndSums(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
         affine = any(f.affine for f in functions)
-        all_rows = _row_blocks(input, 2 if spreads else 1)
+        all_rows = row_blocks(input, 2 if spreads else 1)
         work = torch.empty_like(p[all_rows[0]]) if spreads else p
         z_y = input.gather(CLASS_DIM, index)
         blocks = []
@@ -332,7 +336,7 @@ class _TargetAndSums(torch.autograd.Function):
         sum_log_p = below - input.shape[CLASS_DIM] * rest
         curved = [f for f in functions if not f.affine]
         of_rows = []
-        for rows in _row_blocks(input, 4) if curved else ():
+        for rows in row_blocks(input, 4) if curved else ():
             log_p = _biased_log_p(softmax, input, index, bias, rows)
             of_rows.append([f.class_sum(log_p, p[rows]) for f in curved])
         of_curved = map(_join, zip(*of_rows, strict=True))
@@ -356,7 +360,7 @@ class _TargetAndSums(torch.autograd.Function):
         grad = p if _is_freed() else torch.empty_like(p)
         constants = [g * f.affine[1] for f, g in zip(functions, grad_sums, strict=True) if f.affine]
         curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if not f.affine]
-        for rows in _row_blocks(input, 4 if curved else 1):
+        for rows in row_blocks(input, 4 if curved else 1):
             p_block = p[rows]
             slopes = [constant[rows] for constant in constants]  # in log p of every class; that of y has grad_y beside
             if curved:
@@ -384,11 +388,11 @@ def _join(blocks: Sequence[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(tuple(blocks))
 
 
-def _row_blocks(input: Tensor, tensors: int) -> list[slice]:
+def row_blocks(input: Tensor, tensors: int) -> list[slice]:
     """Slices of rows of which so many tensors fit into a core's cache, the one to begin with and what is made of it.
 
     One slice where there is no such cache to fit into.
     """
-    size = _BLOCK // tensors
-    rows = max(1, size * input.shape[0] // input.numel()) if input.device.type == "cpu" else input.shape[0]
-    return [slice(start, start + rows) for start in range(0, input.shape[0], rows)]
+    count = input.shape[0]
+    rows = _BLOCK // tensors * count // max(1, input.numel()) if input.device.type == "cpu" else count
+    return [slice(start, start + max(1, rows)) for start in range(0, count, max(1, rows))]

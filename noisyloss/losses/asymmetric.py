@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from noisyloss._base import PointwiseLoss, RobustLoss, check_number
-from noisyloss._log_probs import CLASS_DIM, NUM_CLASSES, ClassFunction, Power
+from noisyloss._log_probs import NUM_CLASSES, ClassFunction, Power
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,13 +169,11 @@ class _Gini(ClassFunction):
     """p (1 - p), whose sum over the classes is 1 - ‖p‖², the impurity of Gini."""
 
     def f(self, log_p: Tensor) -> Tensor:
-        return self._of_p(log_p.exp())
+        return self.terms(log_p)
 
-    def _of_p(self, p: Tensor) -> Tensor:
+    def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        p = log_p.exp() if p is None else p
         return p * (1 - p)
-
-    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
-        return super().class_sum(log_p) if p is None else self._of_p(p).sum(CLASS_DIM, keepdim=True)
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
         return (1 - 2 * p).mul_(p)

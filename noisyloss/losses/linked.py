@@ -20,7 +20,16 @@ from noisyloss._base import (
     loss_class,
     plain_member,
 )
-from noisyloss._log_probs import CLASS_DIM, Power, add_bias, at_least_float32, log_probs, one_minus_p
+from noisyloss._log_probs import (
+    CLASS_DIM,
+    Power,
+    add_bias,
+    at_least_float32,
+    is_eager,
+    log_probs,
+    one_minus_p,
+    row_blocks,
+)
 from noisyloss._registry import create_loss
 from noisyloss.losses.combined import WeightedSum
 
@@ -455,17 +464,12 @@ class _TemperedLogSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, t: float, num_iters: int) -> Tensor:
-        below = input.amax(CLASS_DIM, keepdim=True) - input  # with which the solution is at least 0
-        y = t - 1
-        shift = torch.zeros_like(below[:, :1])
-        # The power mean h = (sum_k w_k ** (-1 / y)) ** -y of w = 1 + y (below + shift) is concave in the shift and 1 at
-        # the solution, so Newton's steps approach it from the left; for equal logits the first one is exact.
-        for _ in range(num_iters):
-            log_w = torch.log1p(y * (below + shift))
-            log_sum = torch.logsumexp(log_w / -y, CLASS_DIM, keepdim=True)
-            log_slope = -t * log_sum + torch.logsumexp(log_w * (-t / y), CLASS_DIM, keepdim=True)
-            shift = shift - torch.expm1(-y * log_sum) / y * torch.exp(-log_slope)
-        return torch.log1p(y * (below + shift)) / -y
+        if not is_eager():
+            return _tempered_log_softmax(input, t, num_iters)
+        log_p = torch.empty_like(input)
+        for rows in row_blocks(input, 4):
+            log_p[rows] = _tempered_log_softmax(input[rows], t, num_iters)
+        return log_p
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, int], output: Tensor) -> None:
@@ -478,3 +482,19 @@ class _TemperedLogSoftmax(torch.autograd.Function):
         (log_p,) = ctx.saved_tensors
         scaled = grad * torch.exp((ctx.t - 1) * log_p)
         return scaled - torch.softmax(ctx.t * log_p, CLASS_DIM) * scaled.sum(CLASS_DIM, keepdim=True), None, None
+
+
+def _tempered_log_softmax(input: Tensor, t: float, num_iters: int) -> Tensor:
+    below = input.amax(CLASS_DIM, keepdim=True) - input  # with which the solution is at least 0
+    y = t - 1
+    shift = torch.zeros_like(below[:, :1])
+    # The power mean h = (sum_k w_k ** (-1 / y)) ** -y of w = 1 + y (below + shift) is concave in the shift and 1 at the
+    # solution, so Newton's steps approach it from the left; for equal logits the first one is exact.
+    # Nothing overflows, as w is at least 1, and no sum underflows, as the likeliest class adds at least 1/C.
+    for _ in range(num_iters):
+        excess = (below + shift).mul_(y)
+        powers = torch.log1p(excess).div_(-y).exp_()
+        total = powers.sum(CLASS_DIM, keepdim=True)
+        slope = powers.div_(excess.add_(1)).sum(CLASS_DIM, keepdim=True)
+        shift = shift - torch.expm1(-y * total.log()) / y * total**t / slope
+    return torch.log1p(below.add_(shift).mul_(y)).div_(-y)

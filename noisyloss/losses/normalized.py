@@ -284,11 +284,15 @@ class _Complement(ClassFunction):
     def f(self, log_p: Tensor) -> Tensor:
         return self.most - self.loss.f(log_p.clamp(min=self.log_p_min))
 
+    def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        clamped = log_p.clamp(min=self.log_p_min), None if p is None else p.clamp(min=self.p_min)
+        return self.most - self.loss.terms(*clamped)
+
     def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
         num_classes = log_p.shape[CLASS_DIM]
         if num_classes * self.p_min >= 1:  # a uniform prediction would give 0 / 0
             raise ValueError(f"p_min: expected less than 1/C with C = {num_classes} classes; got {self.p_min}")
-        return super().class_sum(log_p)
+        return super().class_sum(log_p, p)
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
         return self.loss.derivative(log_p, p).neg_().where(log_p >= self.log_p_min, 0.0)

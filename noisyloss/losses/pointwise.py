@@ -100,10 +100,10 @@ class FocalLoss(PointwiseLoss, id="focal"):
         modulator = self._modulator(q)
         return (modulator.detach() if self.detach_modulator else modulator) * -log_p
 
-    def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+    def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
         if p is None:
-            return self._modulated(log_p, one_minus_p(log_p, log_p.exp())).sum(CLASS_DIM, keepdim=True)
-        return -one_minus_p(log_p, p).pow_(self.gamma).mul_(log_p).sum(CLASS_DIM, keepdim=True)
+            return self._modulated(log_p, one_minus_p(log_p, log_p.exp()))
+        return one_minus_p(log_p, p).pow_(self.gamma).mul_(log_p).neg_()
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
         q = one_minus_p(log_p, p)

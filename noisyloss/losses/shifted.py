@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noisyloss._base import RobustLoss, check_number
-from noisyloss._log_probs import CLASS_DIM, LOG_P, NUM_CLASSES, ClassFunction, one_minus_p, x_log_x
+from noisyloss._log_probs import CLASS_DIM, LOG_P, NUM_CLASSES, ClassFunction, x_log_x
 from noisyloss.losses.pointwise import CELoss, FocalLoss
 
 if TYPE_CHECKING:
@@ -85,11 +85,10 @@ class _Negative(ClassFunction):
         self.p_min = p_min
 
     def f(self, log_p: Tensor) -> Tensor:
-        return -one_minus_p(log_p).clamp(min=self.p_min).log()
+        return -torch.log1p(-log_p.exp().clamp(max=1 - self.p_min))
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
-        rest = one_minus_p(log_p)
-        return torch.where(rest >= self.p_min, p / rest, 0.0)
+        return torch.where(p <= 1 - self.p_min, p / (1 - p), 0.0)
 
 
 class NegativeLearningLoss(RobustLoss, id="nl"):
