@@ -19,6 +19,7 @@ from noisyloss._log_probs import (
     class_sums,
     is_eager,
     log_probs,
+    nansum,
     spread,
     target_and_sums,
     target_sums_and_spread,
@@ -288,7 +289,7 @@ class RobustLoss(nn.Module):
             known = log_p.detach(), seen.log_mean
             likeliest = known[0].topk(self._warmup.likely(num_classes) + 1, CLASS_DIM).values
             of_classes = *known, *map(torch.exp, known), known[0] <= likeliest.amin(CLASS_DIM, keepdim=True)
-            of_targets = [(target.detach() * x).nansum(CLASS_DIM, keepdim=True) for x in of_classes]
+            of_targets = [nansum(target.detach() * x) for x in of_classes]
             share = self._warmup.share(seen, of_targets, valid)
             values = -log_p
             if share is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 CLASS_DIM = 1
 
+_COMPILERS_TELL = torch.__version__ >= "2.5"  # whether a transform of torch.func sees the values
 _BLOCKWISE_FROM = 1 << 18  # elements; for fewer, a node written in Python costs more than it saves
 _BLOCK = 1 << 20  # elements; smaller blocks would move rows from one core's cache to another's
 
@@ -74,8 +75,15 @@ def spread(log_p: Tensor, counted: Tensor | None) -> Spread:
     log_p = log_p.detach()
     p = log_p.exp()
     log_mean = _log_mean(p, counted)
-    divergence = (log_p - log_mean).mul_(p).nansum(CLASS_DIM, keepdim=True)  # 0 log 0, of a masked class, is 0
+    divergence = nansum((log_p - log_mean).mul_(p))  # 0 log 0, of a masked class, is 0
     return Spread(divergence, log_mean)
+
+
+def nansum(x: Tensor) -> Tensor:
+    """The sum over the classes, the class axis kept; isnan, which is in nansum, is slow compiled."""
+    if torch.compiler.is_compiling():
+        return x.where(x == x, 0.0).sum(CLASS_DIM, keepdim=True)
+    return x.nansum(CLASS_DIM, keepdim=True)
 
 
 def _log_mean(p: Tensor, counted: Tensor | None) -> Tensor:
@@ -178,19 +186,21 @@ def _by_plain_ops(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """The log-probabilities, that of y, and the class sums."""
     input = add_bias(input, index, bias)
-    if not torch.compiler.is_compiling():
+    if not _is_compiled_only():
         log_p = log_probs(input)
         return log_p, log_p.gather(CLASS_DIM, index), class_sums(log_p, functions)
-    # The gradient becomes one pass over the classes if no derivative sums over them, as that of log_softmax does, or
-    # scatters, as that of gather does.
+    # The gradient becomes one pass over the classes, with one exponential, if no derivative sums over them, as that of
+    # log_softmax does, or scatters, as that of gather does. It has no derivative itself, nor do compilers ask for one.
     below = input - input.detach().amax(CLASS_DIM, keepdim=True)
-    rest = below.exp().sum(CLASS_DIM, keepdim=True).log()
+    odds = below.exp()
+    total = odds.sum(CLASS_DIM, keepdim=True)
+    rest, p = total.log(), (odds * total.reciprocal()).detach()
     below_y = -F.nll_loss(below.contiguous(), index.squeeze(CLASS_DIM), reduction="none").unsqueeze(CLASS_DIM)
-    return below - rest, below_y - rest, tuple(_fusable_class_sum(function, below, rest) for function in functions)
+    return below - rest, below_y - rest, tuple(_fusable_class_sum(function, below, rest, p) for function in functions)
 
 
-def _fusable_class_sum(function: ClassFunction, below: Tensor, rest: Tensor) -> Tensor:
-    """``sum_k f(below[k] - rest)``, with a derivative in ``rest`` that is at hand before the backward."""
+def _fusable_class_sum(function: ClassFunction, below: Tensor, rest: Tensor, p: Tensor) -> Tensor:
+    """``sum_k f(below[k] - rest)``, with derivatives that are at hand before the backward, by the class and by row."""
     if function.affine:
         a, b = function.affine
         num_classes = below.shape[CLASS_DIM]
@@ -198,11 +208,16 @@ def _fusable_class_sum(function: ClassFunction, below: Tensor, rest: Tensor) -> 
         return a * num_classes + b * sum_log_p
     if not function.has_derivative:
         return function.class_sum(below - rest)
-    fixed = rest.detach()
-    log_p = below - fixed
-    slopes = function.derivative(log_p.detach(), log_p.detach().exp())
-    slope = slopes.nansum(CLASS_DIM, keepdim=True)  # 0 (-inf), of a masked class, is 0
-    return function.class_sum(log_p) - slope * (rest - fixed)
+    below = below.clamp(min=torch.finfo(below.dtype).min)  # 0 log_p, of a masked class, is 0
+    log_p = (below - rest).detach()
+    slopes = function.derivative(log_p, p)
+    by_class, by_row = (slopes * _zero(below)).sum(CLASS_DIM, keepdim=True), slopes.sum(CLASS_DIM, keepdim=True)
+    return function.class_sum(log_p, p) + by_class - by_row * _zero(rest)
+
+
+def _zero(x: Tensor) -> Tensor:
+    """0, with a derivative of 1 in x."""
+    return x - x.detach()
 
 
 def differentiable_grad(
@@ -226,7 +241,12 @@ def is_eager() -> bool:
 
 def is_transformed() -> bool:
     """Whether a transform of :mod:`torch.func` sees the values, as far as can be told."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return (_COMPILERS_TELL or not torch.compiler.is_compiling()) and torch._C._are_functorch_transforms_active()
+
+
+def _is_compiled_only() -> bool:
+    """Whether a compiler sees the values, and surely no transform."""
+    return torch.compiler.is_compiling() and _COMPILERS_TELL and not is_transformed()
 
 
 def _blockwise(input: Tensor) -> bool:

@@ -323,6 +323,18 @@ def test_a_sum_whose_derivative_nobody_wrote_compiles(generator):
     torch.testing.assert_close(*(torch.autograd.grad(value, input) for value in values))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch itself uses it for forward derivatives
+@pytest.mark.skipif(torch.__version__ < "2.5", reason="compilers do not trace it yet")
+@pytest.mark.parametrize("id", ["gce", "nce", "nfl", "ngce", "nl", "amse", "anl-fl"])
+def test_a_compiled_second_derivative_is_the_eager_one(id, generator):
+    input, target = torch.randn(3, 4, dtype=F64, generator=generator), torch.tensor([0, 3, 1])
+    loss = create_loss(id)
+    hessian = torch.func.hessian(lambda input, target: loss(input, target))
+    expected = hessian(input, target)  # first, for the first call of all loads what compilers do not trace
+    compiled = torch.compile(hessian, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(input, target), expected)
+
+
 @pytest.mark.parametrize("id", ["apl", "nce+rce", "gce", "anl-fl"])
 def test_other_batch_sizes_compile_nothing_anew(id, generator):
     loss = APLLoss() if id == "apl" else create_loss(id)
