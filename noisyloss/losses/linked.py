@@ -327,7 +327,7 @@ class LDRLoss(LinkedLoss, id="ldr"):
         **options: see :class:`CELoss`.
 
     Shape:
-        See :class:`RobustLoss`. The scores are made in log space, so that they survive logits of -1e4.
+        See :class:`RobustLoss`. Logits that are all far below zero are lifted, so that their scores do not vanish.
 
     Bounds: :math:`\bigl[\lambda \log \frac{1 + (C-1)\, e^{(c-C)/\lambda}}{C},\;
     \lambda \log \frac{1 + (C-2)\, e^{c/\lambda} + e^{(c+C)/\lambda}}{C}\bigr]`, where the label or another class has
@@ -354,9 +354,10 @@ class LDRLoss(LinkedLoss, id="ldr"):
         self.margin = check_number("margin", margin, "margin >= 0", lambda c: c >= 0)
 
     def link(self, input: Tensor) -> Tensor:
-        tail = -80.0  # from here on log(softplus(z)) is z, and exp(z) still a normal number of float32
-        log_scores = F.softplus(input.clamp(min=tail), threshold=40).log().where(input > tail, input)
-        return log_scores.softmax(CLASS_DIM) * (input.shape[CLASS_DIM] / self.lam)
+        tail = math.log(torch.finfo(input.dtype).eps)  # up to here softplus is exp, and its shares stay under a shift
+        lift = (tail - input.detach().amax(CLASS_DIM, keepdim=True)).clamp(min=0)
+        scores = F.softplus(input + lift, threshold=40)
+        return scores * (input.shape[CLASS_DIM] / self.lam / scores.sum(CLASS_DIM, keepdim=True))
 
     def per_class(self, log_p: Tensor, sums: Sequence[Tensor]) -> Tensor:
         """Return ``lam * log(1 + exp(c / lam) * (1 - p) / p)``, cross entropy with the margin on the label's logit."""
