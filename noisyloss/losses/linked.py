@@ -25,10 +25,12 @@ from noisyloss._log_probs import (
     Power,
     add_bias,
     at_least_float32,
+    class_sums,
     is_eager,
     log_probs,
     one_minus_p,
     row_blocks,
+    target_and_sums,
 )
 from noisyloss._registry import create_loss
 from noisyloss.losses.combined import WeightedSum
@@ -78,10 +80,10 @@ def clip_logits(input: Tensor, tau: float) -> Tensor:
 
 def _rescale(input: Tensor, norm: float, least: float, dim: int = CLASS_DIM) -> Tensor:
     """Return ``input * norm / max(|input|, least)``, without overflow in the squares or a root at zero."""
-    largest = input.detach().abs().amax(dim, keepdim=True).clamp(min=torch.finfo(input.dtype).tiny)
-    direction = input / largest  # a constant factor, which the length takes out again
-    length = direction.square().sum(dim, keepdim=True).clamp(min=1).sqrt()
-    return torch.where(length * largest > least, direction * (norm / length), input * (norm / least))
+    scale = input.detach().abs().amax(dim, keepdim=True).clamp(min=least).reciprocal()
+    square = (input * scale).square().sum(dim, keepdim=True)
+    factor = norm * scale * torch.maximum(square, (least * scale) ** 2).rsqrt()
+    return torch.addcmul(torch.zeros_like(factor), input, factor)  # compiled, the softmax of a bare product is slower
 
 
 @functools.lru_cache
@@ -276,14 +278,13 @@ class SparseRegularization(InFront, id="sr"):
 
     def _of_index(self, input: Tensor, index: Tensor, bias: float) -> Tensor:
         scaled = self.link(add_bias(input, index, bias))
-        return self.loss._of_index(scaled, index, 0.0) + self._penalty(scaled)
+        _, (sum_of_powers,) = target_and_sums(scaled, index, 0.0, (Power(self.p),))
+        return self.loss._of_index(scaled, index, 0.0) + self.lam * sum_of_powers
 
     def _of_all(self, input: Tensor) -> Tensor:
         scaled = self.link(input)
-        return self.loss._of_all(scaled) + self._penalty(scaled)
-
-    def _penalty(self, scaled: Tensor) -> Tensor:
-        return self.lam * log_probs(scaled).mul(self.p).exp().sum(CLASS_DIM, keepdim=True)
+        (sum_of_powers,) = class_sums(log_probs(scaled), (Power(self.p),))
+        return self.loss._of_all(scaled) + self.lam * sum_of_powers
 
     def _range(self, num_classes: int) -> tuple[float, float]:
         return _probability_range(num_classes, 1 / self.tau)
