@@ -15,7 +15,7 @@ forward and backward allocate, the gradient included; `copy_share` (CUDA) is the
 plain copy has, if N·C elements are read forwards, and read and written backwards: 3·N·C in all.
 
 Every measurement ends in rows of OUT/results.jsonl; what is there with the same commit is skipped. The default
-grid takes three quarters of an hour on two quiet cores of a CPU, most of it compiling or at the largest shape.
+grid takes half an hour or so on two quiet cores of a CPU, most of it compiling or at the largest shape.
 """
 
 from __future__ import annotations

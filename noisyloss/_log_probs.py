@@ -332,7 +332,7 @@ class _TargetAndSums(torch.autograd.Function):
                 below = z_below.sum(CLASS_DIM, keepdim=True) if affine else below
             torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
             if spreads:
-                p_below = z_below.mul_(p_block).nansum(CLASS_DIM, keepdim=True)
+                p_below = nansum(z_below.mul_(p_block))
                 rank = torch.ge(z, z_y[rows], out=z_below).sum(CLASS_DIM, keepdim=True)
             blocks.append((peak, p_block.amax(CLASS_DIM, keepdim=True).log_().neg_(), below, p_below, rank))
         peak, rest, below, p_below, rank = map(_join, zip(*blocks, strict=True))
@@ -414,5 +414,6 @@ def row_blocks(input: Tensor, tensors: int) -> list[slice]:
     One slice where there is no such cache to fit into.
     """
     count = input.shape[0]
-    rows = _BLOCK // tensors * count // max(1, input.numel()) if input.device.type == "cpu" else count
-    return [slice(start, start + max(1, rows)) for start in range(0, count, max(1, rows))]
+    fit = _BLOCK // tensors * count // max(1, input.numel()) if input.device.type == "cpu" else count
+    rows = max(1, fit)
+    return [slice(start, start + rows) for start in range(0, count, rows)]

@@ -285,8 +285,8 @@ class _Complement(ClassFunction):
         return self.most - self.loss.f(log_p.clamp(min=self.log_p_min))
 
     def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
-        clamped = log_p.clamp(min=self.log_p_min), None if p is None else p.clamp(min=self.p_min)
-        return self.most - self.loss.terms(*clamped)
+        p = None if p is None else p.clamp(min=self.p_min)
+        return self.most - self.loss.terms(log_p.clamp(min=self.log_p_min), p)
 
     def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
         num_classes = log_p.shape[CLASS_DIM]
