@@ -74,7 +74,7 @@ def spread(log_p: Tensor, counted: Tensor | None) -> Spread:
     """The spread of these predictions, all of which count if None."""
     log_p = log_p.detach()
     p = log_p.exp()
-    log_mean = _log_mean(p, counted)
+    log_mean = _log_mean(_sum_of_counted(p, counted), counted, p.numel() // p.shape[CLASS_DIM])
     divergence = nansum((log_p - log_mean).mul_(p))  # 0 log 0, of a masked class, is 0
     return Spread(divergence, log_mean)
 
@@ -86,10 +86,13 @@ def nansum(x: Tensor) -> Tensor:
     return x.nansum(CLASS_DIM, keepdim=True)
 
 
-def _log_mean(p: Tensor, counted: Tensor | None) -> Tensor:
-    of_counted = p if counted is None else p.where(counted, 0.0)
-    mean = of_counted.mean([dim for dim in range(p.dim()) if dim != CLASS_DIM], keepdim=True)
-    return finite_log(mean if counted is None else mean.div_(mean.sum()))
+def _sum_of_counted(p: Tensor, counted: Tensor | None) -> Tensor:
+    p = p if counted is None else p.where(counted, 0.0)
+    return p.sum([dim for dim in range(p.dim()) if dim != CLASS_DIM], keepdim=True)
+
+
+def _log_mean(total: Tensor, counted: Tensor | None, num_samples: int) -> Tensor:
+    return finite_log(total / (num_samples if counted is None else counted.sum()))
 
 
 def finite_log(p: Tensor) -> Tensor:
@@ -284,28 +287,11 @@ SEEN = 1 + len(Spread._fields)
 """What a node gives beside ``log_p[y]`` and the sums, if asked to: the rank of y and the spread."""
 
 
-class Softmax(NamedTuple):
-    """The probabilities, with two numbers of each row: ``log p = (z - peak) - rest``.
-
-    Two, for beside a large peak the rest would be rounded away.
-    """
-
-    p: Tensor
-    peak: Tensor
-    rest: Tensor
-
-    def log_p(self, input: Tensor, rows: slice) -> Tensor:
-        """Return the log-probabilities of some rows, in new memory."""
-        return torch.sub(input[rows], self.peak[rows]).sub_(self.rest[rows])
-
-
 class _TargetAndSums(torch.autograd.Function):
-    """The same as one node, which works on blocks of rows that stay in the cache and keeps p beside its inputs.
+    """The same as one node, which works on blocks of rows that stay in the cache and keeps log p beside its inputs.
 
-    A softmax costs what a log-softmax does, and once p is there no exponential is left to compute: log p of a class is
-    its logit minus two numbers of its row, and the gradient is affine in p. Only p is made whole; the gradient takes
-    its memory, unless the graph is kept for another backward. Fresh memory costs a page fault per 4 KB, more than the
-    arithmetic.
+    Only log p is made whole; the gradient takes its memory, unless the graph is kept for another backward. Fresh memory
+    costs a page fault per 4 KB, more than the arithmetic.
     """
 
     @staticmethod
@@ -318,76 +304,60 @@ class _TargetAndSums(torch.autograd.Function):
         counted: Tensor | None,
         *functions: ClassFunction,
     ) -> tuple[Tensor | None, ...]:
-        p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
-        affine = any(f.affine for f in functions)
-        all_rows = row_blocks(input, 2 if spreads else 1)
-        work = torch.empty_like(p[all_rows[0]]) if spreads else p
-        z_y = input.gather(CLASS_DIM, index)
+        log_p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
+        curved = [f for f in functions if not f.affine]
+        all_rows = row_blocks(input, 4 if curved else 2 if spreads else 1)
+        work = torch.empty_like(log_p[all_rows[0]]) if curved or spreads else log_p
+
+        def exp(block: Tensor) -> Tensor:
+            return torch.exp(block, out=work[: len(block)])
+
+        total: Tensor | None = None
         blocks = []
         for rows in all_rows:
-            z, p_block = input[rows], p[rows]
-            peak = below = p_below = rank = z.amax(CLASS_DIM, keepdim=True).to(p.dtype)
-            if affine or spreads:
-                z_below = torch.sub(z, peak, out=work[: len(z)] if spreads else p_block)
-                below = z_below.sum(CLASS_DIM, keepdim=True) if affine else below
-            torch.softmax(z, CLASS_DIM, dtype=p.dtype, out=p_block)
+            block = torch.log_softmax(add_bias(input[rows], index[rows], bias), CLASS_DIM, out=log_p[rows])
+            of_y = sum_log_p = divergence = rank = block.gather(CLASS_DIM, index[rows])
+            if len(curved) < len(functions):
+                sum_log_p = block.sum(CLASS_DIM, keepdim=True)
+            if curved or spreads:
+                p = exp(block)
+            of_curved = [f.class_sum(block, p) for f in curved]
             if spreads:
-                p_below = nansum(z_below.mul_(p_block))
-                rank = torch.ge(z, z_y[rows], out=z_below).sum(CLASS_DIM, keepdim=True)
-            blocks.append((peak, p_block.amax(CLASS_DIM, keepdim=True).log_().neg_(), below, p_below, rank))
-        peak, rest, below, p_below, rank = map(_join, zip(*blocks, strict=True))
-        z_y = z_y.sub(peak)
-        log_p_y = z_y - rest
+                sum_p = _sum_of_counted(p, None if counted is None else counted[rows])
+                total = sum_p if total is None else total + sum_p
+                divergence = nansum(p.mul_(block))
+                rank = torch.ge(block, of_y, out=p).sum(CLASS_DIM, keepdim=True)
+            blocks.append((of_y, sum_log_p, divergence, rank, *of_curved))
+        log_p_y, sum_log_p, divergence, rank, *of_curved = map(_join, zip(*blocks, strict=True))
         found: Sequence[Tensor | None] = [None] * SEEN
-        if spreads:
-            log_mean = _log_mean(p, counted)
-            p_log_mean = [
-                torch.mul(p[rows], log_mean, out=work[: len(p[rows])]).sum(CLASS_DIM, keepdim=True) for rows in all_rows
-            ]
-            found = [rank, *Spread(p_below - rest - _join(p_log_mean), log_mean)]
+        if total is not None:
+            log_mean = _log_mean(total, counted, index.numel())
+            p_log_mean = [exp(log_p[rows]).mul_(log_mean).sum(CLASS_DIM, keepdim=True) for rows in all_rows]
+            found = [rank, *Spread(divergence - _join(p_log_mean), log_mean)]
             ctx.mark_non_differentiable(*found)
-        if bias:  # log p of the others falls, that of y gains
-            fall = torch.logaddexp(torch.log1p(-log_p_y.exp()), log_p_y + bias)
-            rest = rest + fall
-            log_p_y = z_y - rest + bias
-            below = below + bias
-            p.mul_(torch.exp(-fall)).scatter_(CLASS_DIM, index, log_p_y.exp())
-        softmax = Softmax(p, peak, rest)
-        sum_log_p = below - input.shape[CLASS_DIM] * rest
-        curved = [f for f in functions if not f.affine]
-        of_rows = []
-        for rows in row_blocks(input, 4) if curved else ():
-            log_p = _biased_log_p(softmax, input, index, bias, rows)
-            of_rows.append([f.class_sum(log_p, p[rows]) for f in curved])
-        of_curved = map(_join, zip(*of_rows, strict=True))
-        sums = [
-            f.affine[0] * input.shape[CLASS_DIM] + f.affine[1] * sum_log_p if f.affine else next(of_curved)
-            for f in functions
-        ]
-        ctx.save_for_backward(input, index, *softmax)
+        left, num_classes = iter(of_curved), input.shape[CLASS_DIM]
+        sums = [f.affine[0] * num_classes + f.affine[1] * sum_log_p if f.affine else next(left) for f in functions]
+        ctx.save_for_backward(input, index, log_p)
         ctx.bias, ctx.functions = bias, functions
         return (log_p_y, *found, *sums)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_sums = grads[SEEN:]
-        input, index, p, peak, rest = ctx.saved_tensors
-        softmax = Softmax(p, peak, rest)
+        input, index, log_p = ctx.saved_tensors
         bias, functions = ctx.bias, ctx.functions
         no_grads = (None,) * (4 + len(functions))
         if torch.is_grad_enabled():
             return differentiable_grad(input, index, bias, functions, (grad_y, *grad_sums)), *no_grads
-        grad = p if _is_freed() else torch.empty_like(p)
+        grad = log_p if _is_freed() else torch.empty_like(log_p)
         constants = [g * f.affine[1] for f, g in zip(functions, grad_sums, strict=True) if f.affine]
         curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if not f.affine]
         for rows in row_blocks(input, 4 if curved else 1):
-            p_block = p[rows]
+            p = torch.exp(log_p[rows], out=None if curved else grad[rows])
             slopes = [constant[rows] for constant in constants]  # in log p of every class; that of y has grad_y beside
-            if curved:
-                log_p = _biased_log_p(softmax, input, index, bias, rows)
-                slopes += [f.derivative(log_p, p_block).mul_(g[rows]) for f, g in curved]
-            sums = (slope.expand_as(p_block).sum(CLASS_DIM, keepdim=True) for slope in slopes)
-            by_z = torch.mul(p_block, -sum(sums, grad_y[rows]), out=grad[rows])
+            slopes += [f.derivative(log_p[rows], p).mul_(g[rows]) for f, g in curved]
+            sums = (slope.expand_as(p).sum(CLASS_DIM, keepdim=True) for slope in slopes)
+            by_z = torch.mul(p, -sum(sums, grad_y[rows]), out=grad[rows])
             for slope in slopes:
                 by_z.add_(slope)
             by_z.scatter_add_(CLASS_DIM, index[rows], grad_y[rows])
@@ -398,10 +368,6 @@ def _is_freed() -> bool:
     """Whether the graph whose backward this is asked in is freed by it, and with it what the nodes keep."""
     is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # torch 2.4 has none
     return is_kept is not None and is_eager() and not is_kept()
-
-
-def _biased_log_p(softmax: Softmax, input: Tensor, index: Tensor, bias: float, rows: slice) -> Tensor:
-    return add_bias(softmax.log_p(input, rows), index[rows], bias)
 
 
 def _join(blocks: Sequence[Tensor]) -> Tensor:
