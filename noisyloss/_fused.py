@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from noisyloss._log_probs import CLASS_DIM, LOG_P, SEEN, Spread, differentiable_grad, finite_log
+from noisyloss._log_probs import CLASS_DIM, LOG_P, SEEN, Spread, differentiable_grad, log_of_mean
 from noisyloss.losses.pointwise import CELoss, FocalLoss, GCELoss, MAELoss, RCELoss
 
 try:
@@ -116,8 +116,7 @@ class _FusedTargetAndSums(torch.autograd.Function):
             sums = empty(triton.cdiv(N, _SPAN * _tile(C)[0]), C)
             log_z_counted = log_z if counted is None else log_z.where(counted, math.inf)
             _launch(_column_sums, bias, (), input, peak, log_z_counted, sums)
-            mean = sums.sum(0, keepdim=True)
-            log_mean = finite_log(mean.div_(mean.sum()))
+            log_mean = log_of_mean(sums.sum(0, keepdim=True), counted, N)
             _launch(_seen, bias, (), input, index, peak, log_z, log_mean, rank, divergence)
             found = [rank, *Spread(divergence, log_mean)]
             ctx.mark_non_differentiable(*found)

@@ -74,7 +74,7 @@ def spread(log_p: Tensor, counted: Tensor | None) -> Spread:
     """The spread of these predictions, all of which count if None."""
     log_p = log_p.detach()
     p = log_p.exp()
-    log_mean = _log_mean(_sum_of_counted(p, counted), counted, p.numel() // p.shape[CLASS_DIM])
+    log_mean = log_of_mean(_sum_of_counted(p, counted), counted, p.numel() // p.shape[CLASS_DIM])
     divergence = nansum((log_p - log_mean).mul_(p))  # 0 log 0, of a masked class, is 0
     return Spread(divergence, log_mean)
 
@@ -91,7 +91,8 @@ def _sum_of_counted(p: Tensor, counted: Tensor | None) -> Tensor:
     return p.sum([dim for dim in range(p.dim()) if dim != CLASS_DIM], keepdim=True)
 
 
-def _log_mean(total: Tensor, counted: Tensor | None, num_samples: int) -> Tensor:
+def log_of_mean(total: Tensor, counted: Tensor | None, num_samples: int) -> Tensor:
+    """The logarithm of the mean prediction, from the sum of those counted."""
     return finite_log(total / (num_samples if counted is None else counted.sum()))
 
 
@@ -331,7 +332,7 @@ class _TargetAndSums(torch.autograd.Function):
         log_p_y, sum_log_p, divergence, rank, *of_curved = map(_join, zip(*blocks, strict=True))
         found: Sequence[Tensor | None] = [None] * SEEN
         if total is not None:
-            log_mean = _log_mean(total, counted, index.numel())
+            log_mean = log_of_mean(total, counted, index.numel())
             p_log_mean = [exp(log_p[rows]).mul_(log_mean).sum(CLASS_DIM, keepdim=True) for rows in all_rows]
             found = [rank, *Spread(divergence - _join(p_log_mean), log_mean)]
             ctx.mark_non_differentiable(*found)
