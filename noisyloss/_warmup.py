@@ -66,7 +66,7 @@ class Warmup(nn.Module):
         i2 = (divergence / most).clamp(max=1).square()
         ones = torch.ones_like(p_y)
         # A class of which the batch has no sample is not lost: none counts as rarer than half a sample.
-        rarest = -(2 * (ones if counted is None else counted).sum()).log()
+        rarest = -math.log(2 * max(1, ones.numel())) if counted is None else -(2 * counted.sum()).log()
         of_mean = [(log_mean.exp() * log_mean).sum().expand_as(ones), log_mean_y.clamp(min=rarest)]
         of_labels = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y]
         tally = self._tallied([*of_labels, divergence, i2, i2 * unlikely, *of_mean], counted)
@@ -77,6 +77,8 @@ class Warmup(nn.Module):
         u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
         r = predicted / (labelled - tiny)
         exponent = self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel())
+        if isinstance(exponent, float) and not exponent:
+            return None
         share = (1 - i2).pow(exponent * _clip(1.25 * r) ** 64)
         return None if isinstance(exponent, float) and (share == 1).all() else share
 
@@ -109,14 +111,14 @@ class Warmup(nn.Module):
 
     def _exponent(self, u: float | Tensor, enters: float | Tensor, kept: float | Tensor, added: int) -> float | Tensor:
         """Return the exponent of the share, and remember w and v, the highest so far, of which so much is kept."""
-        state = self.highest, self.faded, added / (FADING + self.samples)
-        w, v, part = state if isinstance(u, Tensor) else [x.item() for x in state]
+        state = self.highest, self.faded, self.samples
+        w, v, n = state if isinstance(u, Tensor) else [x.item() for x in state]
         w, v = _max(enters, kept * w), _max(enters, kept * v)
         above = _clip(v - u)
         exponent = (14 * above / (v + 1e-30) ** 0.5 * _clip(10 * w) ** 8) ** 16
         if not is_transformed():
             self.highest.fill_(w)
-            self.faded.fill_(v - part * above * (exponent < 1))
+            self.faded.fill_(v - added / (FADING + n) * above * (exponent < 1))
         return exponent
 
 

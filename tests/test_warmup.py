@@ -373,6 +373,15 @@ def test_is_the_loss_where_they_are_sure_and_differ(make_loss):
     torch.testing.assert_close(*(torch.autograd.grad(value, input) for value in values))
 
 
+def test_what_knows_nothing_has_cross_entropy_even_among_the_sure():
+    sure = 40 * torch.nn.functional.one_hot(torch.arange(12) % 4, 4).to(F64)
+    input = torch.cat([sure, torch.zeros(1, 4, dtype=F64)])
+    target = torch.tensor([0, 1, 2, 3, 1, 0, 2, 3, 0, 1, 3, 2, 1])
+    values = warming_up(0.5, reduction="none")(input, target)
+    torch.testing.assert_close(values[:-1], (target[:-1] != sure.argmax(1)).to(F64))  # MAE
+    torch.testing.assert_close(values[-1].exp().item(), 4.0)
+
+
 def test_the_share_has_no_gradient(make_loss, path, generator):
     """So the gradient is that of the mixture with the share as it is."""
     if make_loss.args[0] == "ce":
