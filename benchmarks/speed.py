@@ -146,6 +146,10 @@ class Stopwatch:
         if self.cuda:
             self.events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
             self.flush = torch.empty(1 << 28, dtype=torch.int8, device=device)  # several times any L2 cache
+        else:
+            # glibc keeps freed memory in blocks as large as the largest freed so far, up to 32 MiB. Without this one,
+            # what was measured before would decide whether tensors of some megabytes cost page faults.
+            torch.empty(31 << 20, dtype=torch.int8)
 
     def __call__(self, call: Call, x: Tensor, y: Tensor) -> tuple[float, ...]:
         """Call once, without an old gradient to add to."""

@@ -351,15 +351,16 @@ class _TargetAndSums(torch.autograd.Function):
         if torch.is_grad_enabled():
             return differentiable_grad(input, index, bias, functions, (grad_y, *grad_sums)), *no_grads
         grad = log_p if _is_freed() else torch.empty_like(log_p)
+        # Slopes in log p of every class; that of y has grad_y beside.
         constants = [g * f.affine[1] for f, g in zip(functions, grad_sums, strict=True) if f.affine]
         curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if not f.affine]
+        total = sum((constant * input.shape[CLASS_DIM] for constant in constants), grad_y)
         for rows in row_blocks(input, 4 if curved else 1):
             p = torch.exp(log_p[rows], out=None if curved else grad[rows])
-            slopes = [constant[rows] for constant in constants]  # in log p of every class; that of y has grad_y beside
-            slopes += [f.derivative(log_p[rows], p).mul_(g[rows]) for f, g in curved]
-            sums = (slope.expand_as(p).sum(CLASS_DIM, keepdim=True) for slope in slopes)
-            by_z = torch.mul(p, -sum(sums, grad_y[rows]), out=grad[rows])
-            for slope in slopes:
+            slopes = [f.derivative(log_p[rows], p).mul_(g[rows]) for f, g in curved]
+            sums = (slope.sum(CLASS_DIM, keepdim=True) for slope in slopes)
+            by_z = torch.mul(p, -sum(sums, total[rows]), out=grad[rows])
+            for slope in [*slopes, *(constant[rows] for constant in constants)]:
                 by_z.add_(slope)
             by_z.scatter_add_(CLASS_DIM, index[rows], grad_y[rows])
         return grad.to(input.dtype), *no_grads
