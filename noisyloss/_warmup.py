@@ -77,10 +77,11 @@ class Warmup(nn.Module):
         u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
         r = predicted / (labelled - tiny)
         exponent = self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel())
-        if isinstance(exponent, float) and not exponent:
+        is_known = isinstance(exponent, float)
+        if is_known and exponent == 0:  # as long as u does not fall, which needs no look at each sample
             return None
         share = (1 - i2).pow(exponent * _clip(1.25 * r) ** 64)
-        return None if isinstance(exponent, float) and (share == 1).all() else share
+        return None if is_known and (share == 1).all() else share
 
     @staticmethod
     def likely(num_classes: int) -> int:
