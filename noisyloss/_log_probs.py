@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
 CLASS_DIM = 1
 
 _COMPILERS_TELL = torch.__version__ >= "2.5"  # whether a transform of torch.func sees the values
+LOG2_E = 1 / math.log(2)
 _BLOCKWISE_FROM = 1 << 18  # elements; for fewer, a node written in Python costs more than it saves
-_BLOCK = 1 << 20  # elements; smaller blocks would move rows from one core's cache to another's
+_BLOCK = 1 << 21  # elements; smaller blocks would move rows from one core's cache to another's
 
 
 class ClassFunction:
@@ -73,7 +75,7 @@ class Spread(NamedTuple):
 def spread(log_p: Tensor, counted: Tensor | None) -> Spread:
     """The spread of these predictions, all of which count if None."""
     log_p = log_p.detach()
-    p = log_p.exp()
+    p = exp(log_p) if torch.compiler.is_compiling() else log_p.exp()  # see the odds below
     log_mean = log_of_mean(_sum_of_counted(p, counted), counted, p.numel() // p.shape[CLASS_DIM])
     divergence = nansum((log_p - log_mean).mul_(p))  # 0 log 0, of a masked class, is 0
     return Spread(divergence, log_mean)
@@ -106,6 +108,16 @@ def add_bias(input: Tensor, index: Tensor, bias: float) -> Tensor:
     return input.scatter_add(CLASS_DIM, index, input.new_full(index.shape, bias)) if bias else input
 
 
+def exp(x: Tensor, times: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """``exp(times * x)`` by exp2; torch.exp is MKL's on a CPU, and takes four times as long if that is not Intel's."""
+    return torch.mul(x, times * LOG2_E, out=out).exp2_()
+
+
+def is_at_least(x: Tensor, least: float) -> Tensor:
+    """1 where x is at least that, else 0; a CPU is several times slower at making, or taking, a tensor of bools."""
+    return torch.ge(x, least, out=torch.empty_like(x))
+
+
 def one_minus_p(log_p: Tensor, p: Tensor | None = None) -> Tensor:
     """``1 - p``, no smaller than eps so that its powers keep finite gradients.
 
@@ -115,9 +127,9 @@ def one_minus_p(log_p: Tensor, p: Tensor | None = None) -> Tensor:
     return -torch.expm1(log_p.clamp(max=-eps)) if p is None else (1 - p).clamp(min=eps)
 
 
-def x_log_x(log_x: Tensor) -> Tensor:
+def x_log_x(log_x: Tensor, x: Tensor | None = None) -> Tensor:
     """``x log x``, 0 at 0, with a finite gradient down to the smallest finite ``log_x``."""
-    return log_x.exp() * log_x.clamp(min=torch.finfo(log_x.dtype).min)
+    return (log_x.exp() if x is None else x) * log_x.clamp(min=torch.finfo(log_x.dtype).min)
 
 
 class _NumClasses(ClassFunction):
@@ -151,10 +163,13 @@ class Power(ClassFunction):
         self.exponent = exponent
 
     def f(self, log_p: Tensor) -> Tensor:
-        return torch.exp(self.exponent * log_p)
+        return exp(log_p, self.exponent)
+
+    def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        return p.square() if p is not None and self.exponent == 2 else self.f(log_p)
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
-        return self.f(log_p).mul_(self.exponent)
+        return self.terms(log_p, p).mul_(self.exponent)
 
 
 def class_sums(log_p: Tensor, functions: Sequence[ClassFunction]) -> tuple[Tensor, ...]:
@@ -196,7 +211,8 @@ def _by_plain_ops(
     # The gradient becomes one pass over the classes, with one exponential, if no derivative sums over them, as that of
     # log_softmax does, or scatters, as that of gather does. It has no derivative itself, nor do compilers ask for one.
     below = input - input.detach().amax(CLASS_DIM, keepdim=True)
-    odds = below.exp()
+    # The odds are wanted twice where a sum is curved: inductor stores what holds torch.exp, and makes an exp2 again.
+    odds = below.exp() if all(function.affine for function in functions) else exp(below)
     total = odds.sum(CLASS_DIM, keepdim=True)
     rest, p = total.log(), (odds * total.reciprocal()).detach()
     below_y = -F.nll_loss(below.contiguous(), index.squeeze(CLASS_DIM), reduction="none").unsqueeze(CLASS_DIM)
@@ -225,11 +241,15 @@ def _zero(x: Tensor) -> Tensor:
 
 
 def differentiable_grad(
-    input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction], grads: Sequence[Tensor]
+    input: Tensor, index: Tensor, bias: float, functions: Sequence[ClassFunction], grads: Sequence[Tensor | None]
 ) -> Tensor:
     """The gradient in the input by plain ops, which have a derivative, as the nodes' own kernels have not."""
     _, log_p_y, sums = _by_plain_ops(input, index, bias, functions)
-    varying = [(value, grad) for value, grad in zip((log_p_y, *sums), grads, strict=True) if value.requires_grad]
+    varying = [
+        (value, grad)
+        for value, grad in zip((log_p_y, *sums), grads, strict=True)
+        if value.requires_grad and grad is not None
+    ]
     values, grads = zip(*varying, strict=True)
     (grad,) = torch.autograd.grad(values, input, grads, create_graph=True)
     return grad
@@ -289,10 +309,10 @@ SEEN = 1 + len(Spread._fields)
 
 
 class _TargetAndSums(torch.autograd.Function):
-    """The same as one node, which works on blocks of rows that stay in the cache and keeps log p beside its inputs.
+    """The same as one node, which works on blocks of rows that stay in the cache, and keeps p beside its inputs.
 
-    Only log p is made whole; the gradient takes its memory, unless the graph is kept for another backward. Fresh memory
-    costs a page fault per 4 KB, more than the arithmetic.
+    Or log p, where the slope of a sum wants it. Nothing else is made whole: the gradient takes its memory, unless the
+    graph is kept for another backward. Fresh memory costs a page fault per 4 KB, more than the arithmetic.
     """
 
     @staticmethod
@@ -305,59 +325,69 @@ class _TargetAndSums(torch.autograd.Function):
         counted: Tensor | None,
         *functions: ClassFunction,
     ) -> tuple[Tensor | None, ...]:
-        log_p = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
+        kept = torch.empty(input.shape, dtype=at_least_float32(input), device=input.device)
         curved = [f for f in functions if not f.affine]
         all_rows = row_blocks(input, 4 if curved else 2 if spreads else 1)
-        work = torch.empty_like(log_p[all_rows[0]]) if curved or spreads else log_p
+        work = torch.empty_like(kept[all_rows[0]]) if curved or spreads else None
 
-        def exp(block: Tensor) -> Tensor:
-            return torch.exp(block, out=work[: len(block)])
+        def split(rows: slice) -> tuple[Tensor, Tensor]:  # what is kept of these rows, and a place for what is not
+            here = kept[rows]
+            return here, here if work is None else work[: len(here)]
 
         total: Tensor | None = None
         blocks = []
         for rows in all_rows:
-            block = torch.log_softmax(add_bias(input[rows], index[rows], bias), CLASS_DIM, out=log_p[rows])
-            of_y = sum_log_p = divergence = rank = block.gather(CLASS_DIM, index[rows])
+            here, other = split(rows)
+            log_p, p = (here, other) if curved else (other, here)
+            torch.log_softmax(add_bias(input[rows], index[rows], bias), CLASS_DIM, out=log_p)
+            of_y = sum_log_p = divergence = rank = log_p.gather(CLASS_DIM, index[rows])
             if len(curved) < len(functions):
-                sum_log_p = block.sum(CLASS_DIM, keepdim=True)
-            if curved or spreads:
-                p = exp(block)
-            of_curved = [f.class_sum(block, p) for f in curved]
+                sum_log_p = log_p.sum(CLASS_DIM, keepdim=True)
+            if spreads:
+                rank = torch.ge(log_p, of_y, out=p).sum(CLASS_DIM, keepdim=True)
+            exp(log_p, out=p)
+            of_curved = [f.class_sum(log_p, p) for f in curved]
             if spreads:
                 sum_p = _sum_of_counted(p, None if counted is None else counted[rows])
                 total = sum_p if total is None else total + sum_p
-                divergence = nansum(p.mul_(block))
-                rank = torch.ge(block, of_y, out=p).sum(CLASS_DIM, keepdim=True)
+                divergence = nansum(other.mul_(here))
             blocks.append((of_y, sum_log_p, divergence, rank, *of_curved))
         log_p_y, sum_log_p, divergence, rank, *of_curved = map(_join, zip(*blocks, strict=True))
         found: Sequence[Tensor | None] = [None] * SEEN
         if total is not None:
             log_mean = log_of_mean(total, counted, index.numel())
-            p_log_mean = [exp(log_p[rows]).mul_(log_mean).sum(CLASS_DIM, keepdim=True) for rows in all_rows]
+            p_log_mean = []
+            for rows in all_rows:
+                here, other = split(rows)
+                p = exp(here, out=other) if curved else here
+                p_log_mean.append(torch.mul(p, log_mean, out=other).sum(CLASS_DIM, keepdim=True))
             found = [rank, *Spread(divergence - _join(p_log_mean), log_mean)]
             ctx.mark_non_differentiable(*found)
         left, num_classes = iter(of_curved), input.shape[CLASS_DIM]
         sums = [f.affine[0] * num_classes + f.affine[1] * sum_log_p if f.affine else next(left) for f in functions]
-        ctx.save_for_backward(input, index, log_p)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, index, kept)
         ctx.bias, ctx.functions = bias, functions
         return (log_p_y, *found, *sums)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_sums = grads[SEEN:]
-        input, index, log_p = ctx.saved_tensors
+    def backward(ctx: Any, grad_y: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        input, index, kept = ctx.saved_tensors
         bias, functions = ctx.bias, ctx.functions
         no_grads = (None,) * (4 + len(functions))
         if torch.is_grad_enabled():
-            return differentiable_grad(input, index, bias, functions, (grad_y, *grad_sums)), *no_grads
-        grad = log_p if _is_freed() else torch.empty_like(log_p)
+            return differentiable_grad(input, index, bias, functions, (grad_y, *grads[SEEN:])), *no_grads
+        grad_y = torch.zeros_like(index, dtype=kept.dtype) if grad_y is None else grad_y
+        used = [(f, g) for f, g in zip(functions, grads[SEEN:], strict=True) if g is not None]
+        keeps_log_p = any(not f.affine for f in functions)
+        grad = kept if _is_freed() else torch.empty_like(kept)
         # Slopes in log p of every class; that of y has grad_y beside.
-        constants = [g * f.affine[1] for f, g in zip(functions, grad_sums, strict=True) if f.affine]
-        curved = [(f, g) for f, g in zip(functions, grad_sums, strict=True) if not f.affine]
+        constants = [g * f.affine[1] for f, g in used if f.affine]
+        curved = [(f, g) for f, g in used if not f.affine]
         total = sum((constant * input.shape[CLASS_DIM] for constant in constants), grad_y)
         for rows in row_blocks(input, 4 if curved else 1):
-            p = torch.exp(log_p[rows], out=None if curved else grad[rows])
-            slopes = [f.derivative(log_p[rows], p).mul_(g[rows]) for f, g in curved]
+            p = exp(kept[rows]) if keeps_log_p else kept[rows]
+            slopes = [f.derivative(kept[rows], p).mul_(g[rows]) for f, g in curved]
             sums = (slope.sum(CLASS_DIM, keepdim=True) for slope in slopes)
             by_z = torch.mul(p, -sum(sums, total[rows]), out=grad[rows])
             for slope in [*slopes, *(constant[rows] for constant in constants)]:

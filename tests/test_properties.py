@@ -220,7 +220,9 @@ def test_gradients_are_those_of_the_value(make_loss, path, generator):
 
 
 @ALL_PATHS
-@pytest.mark.parametrize("id", ["mae", "nmae", "nrce", "amse", "mse", "ngce"])
+@pytest.mark.parametrize(
+    "id", ["mae", "nmae", "nrce", "amse", "mse", "ngce", "nl", "nnce", "nnfl", "bootstrap", "anorm"]
+)
 def test_a_masked_class_is_one_of_no_probability(id, path):
     input, target = torch.tensor([[0.0, 1.0, -torch.inf], [2.0, 0.0, 1.0]]), torch.tensor([1, 2])
     found = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noisyloss._base import PointwiseLoss, check_bool, check_number
-from noisyloss._log_probs import CLASS_DIM, one_minus_p
+from noisyloss._log_probs import CLASS_DIM, exp, one_minus_p
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,11 +93,8 @@ class FocalLoss(PointwiseLoss, id="focal"):
     def f(self, log_p: Tensor) -> Tensor:
         return self._modulated(log_p, one_minus_p(log_p))
 
-    def _modulator(self, q: Tensor) -> Tensor:
-        return q.sqrt() if self.gamma == 0.5 else q**self.gamma  # compiled, a power is several times as slow
-
     def _modulated(self, log_p: Tensor, q: Tensor) -> Tensor:
-        modulator = self._modulator(q)
+        modulator = _power(q, self.gamma)
         return (modulator.detach() if self.detach_modulator else modulator) * -log_p
 
     def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
@@ -107,10 +104,13 @@ class FocalLoss(PointwiseLoss, id="focal"):
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
         q = one_minus_p(log_p, p)
-        slope = self._modulator(q).neg_()
         if self.detach_modulator:
-            return slope
-        return slope.mul_(torch.addcmul(q, p, log_p, value=-self.gamma)).div_(q)
+            return _power(q, self.gamma).neg_()
+        return torch.addcmul(q, p, log_p, value=-self.gamma).div_(_power(q, 1 - self.gamma)).neg_()
+
+
+def _power(q: Tensor, exponent: float) -> Tensor:
+    return q.sqrt() if exponent == 0.5 else q**exponent  # compiled, a power is several times as slow
 
 
 class MAELoss(PointwiseLoss, id="mae"):
@@ -227,7 +227,7 @@ class GCELoss(PointwiseLoss, id="gce"):
     def class_sum(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
         if self.q < 0.1:  # beside the number of classes the rest would lose its digits
             return super().class_sum(log_p)
-        return (log_p.shape[CLASS_DIM] - torch.exp(self.q * log_p).sum(CLASS_DIM, keepdim=True)) / self.q
+        return (log_p.shape[CLASS_DIM] - exp(log_p, self.q).sum(CLASS_DIM, keepdim=True)) / self.q
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
-        return torch.exp(self.q * log_p).neg_()
+        return exp(log_p, self.q).neg_()

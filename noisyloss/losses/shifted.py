@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noisyloss._base import RobustLoss, check_number
-from noisyloss._log_probs import CLASS_DIM, LOG_P, NUM_CLASSES, ClassFunction, x_log_x
+from noisyloss._log_probs import CLASS_DIM, LOG_P, NUM_CLASSES, ClassFunction, is_at_least, x_log_x
 from noisyloss.losses.pointwise import CELoss, FocalLoss
 
 if TYPE_CHECKING:
@@ -85,10 +85,15 @@ class _Negative(ClassFunction):
         self.p_min = p_min
 
     def f(self, log_p: Tensor) -> Tensor:
-        return -torch.log1p(-log_p.exp().clamp(max=1 - self.p_min))
+        return self.terms(log_p)
+
+    def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        p = log_p.exp() if p is None else p
+        return torch.log1p(p.clamp(max=1 - self.p_min).neg_()).neg_()
 
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
-        return torch.where(p <= 1 - self.p_min, p / (1 - p), 0.0)
+        q = 1 - p
+        return is_at_least(q, self.p_min).mul_(p).div_(q.clamp_(min=self.p_min))
 
 
 class NegativeLearningLoss(RobustLoss, id="nl"):
@@ -152,8 +157,11 @@ class _Entropy(ClassFunction):
     def f(self, log_p: Tensor) -> Tensor:
         return -x_log_x(log_p)
 
+    def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
+        return -x_log_x(log_p, p)
+
     def derivative(self, log_p: Tensor, p: Tensor) -> Tensor:
-        return (-1 - log_p).mul_(p)
+        return -p - x_log_x(log_p, p)
 
 
 class BootstrapLoss(RobustLoss, id="bootstrap"):
