@@ -62,21 +62,23 @@ class Warmup(nn.Module):
         """
         log_p_y, log_mean_y, p_y, mean_y, unlikely = of_targets
         divergence, log_mean = seen
-        most = math.log(max(2, min(log_mean.numel(), divergence.numel())))
-        i2 = (divergence / most).clamp(max=1).square()
+        added = p_y.numel() if counted is None else counted.sum(dtype=p_y.dtype)
+        i2 = (divergence / _log(_clip(added, 2, log_mean.numel()))).clamp(max=1).square()
         ones = torch.ones_like(p_y)
         # A class of which the batch has no sample is not lost: none counts as rarer than half a sample.
-        rarest = -math.log(2 * max(1, ones.numel())) if counted is None else -(2 * counted.sum()).log()
-        of_mean = [(log_mean.exp() * log_mean).sum().expand_as(ones), log_mean_y.clamp(min=rarest)]
+        of_mean = [
+            (log_mean.exp() * log_mean).sum().expand_as(ones),
+            log_mean_y.clamp(min=-_log(_clip(2 * added, 2, math.inf))),
+        ]
         of_labels = [ones, p_y, mean_y, log_p_y.clamp(min=-100), log_mean_y]
-        tally = self._tallied([*of_labels, divergence, i2, i2 * unlikely, *of_mean], counted)
+        tally = self._tallied([*of_labels, divergence, i2, i2 * unlikely, *of_mean], counted, added)
         all_, right, chance, log_right, log_chance, claimed, sum_i2, unlikely_i2, predicted, labelled = tally
         tiny = torch.finfo(i2.dtype).tiny
         kappa = _clip((right - chance) / (all_ - chance + tiny))
         c = (log_right - log_chance) / (claimed + tiny)
         u = _clip(unlikely_i2 / (sum_i2 + tiny) - 0.0005 / (kappa**2 + tiny)) * _clip((1 + c) / 2)
         r = predicted / (labelled - tiny)
-        exponent = self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), ones.numel())
+        exponent = self._exponent(u, u * _clip(10 * all_), _clip(30 * kappa), added)
         is_known = isinstance(exponent, float)
         if is_known and exponent == 0:  # as long as u does not fall, which needs no look at each sample
             return None
@@ -88,11 +90,12 @@ class Warmup(nn.Module):
         """Return how many of the classes are likely: 1 of 2, 5 of 10, 100 of 1000."""
         return math.ceil(math.pow(num_classes - 1, 2 / 3))
 
-    def _tallied(self, samples: list[Tensor], counted: Tensor | None) -> Sequence[float] | Sequence[Tensor]:
+    def _tallied(
+        self, samples: list[Tensor], counted: Tensor | None, added: float | Tensor
+    ) -> Sequence[float] | Sequence[Tensor]:
         """Mix the means of the samples into the tally; return it, as floats where these cost less than tensors."""
-        of_samples = torch.stack(samples)
-        batch = (of_samples if counted is None else of_samples.where(counted, 0.0)).flatten(1).mean(1)
-        added = samples[0].numel()
+        of_samples = torch.stack(samples).flatten(1)
+        batch = of_samples.mean(1) if counted is None else of_samples.where(counted.flatten(), 0.0).sum(1) / added
         rate = added / (SPAN + added)
         if self.tally.device != batch.device or self.tally.dtype != batch.dtype:
             for name, state in self.named_buffers():
@@ -110,7 +113,9 @@ class Warmup(nn.Module):
         self.samples.add_(finite * added)
         return self.tally.unbind()
 
-    def _exponent(self, u: float | Tensor, enters: float | Tensor, kept: float | Tensor, added: int) -> float | Tensor:
+    def _exponent(
+        self, u: float | Tensor, enters: float | Tensor, kept: float | Tensor, added: float | Tensor
+    ) -> float | Tensor:
         """Return the exponent of the share, and remember w and v, the highest so far, of which so much is kept."""
         state = self.highest, self.faded, self.samples
         w, v, n = state if isinstance(u, Tensor) else [x.item() for x in state]
@@ -127,5 +132,9 @@ def _max(x: float | Tensor, y: float | Tensor) -> float | Tensor:
     return torch.maximum(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else max(x, y)
 
 
-def _clip(x: float | Tensor) -> float | Tensor:
-    return x.clamp(0, 1) if isinstance(x, Tensor) else min(max(x, 0.0), 1.0)
+def _clip(x: float | Tensor, low: float = 0.0, high: float = 1.0) -> float | Tensor:
+    return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)
+
+
+def _log(x: float | Tensor) -> float | Tensor:
+    return x.log() if isinstance(x, Tensor) else math.log(x)

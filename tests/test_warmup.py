@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import PATHS, take
+from conftest import ALL_PATHS, PATHS, take
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -416,13 +416,17 @@ def test_the_share_has_no_gradient_where_it_is_a_tensor(as_probabilities, monkey
     assert g.std() > 0.01
 
 
-def test_does_not_see_what_is_ignored(path, generator):
-    input, seen = draw(generator, 6, 4), torch.arange(6) % 3 != 1
+@pytest.mark.parametrize("classes", [4, 9])  # fewer and more than samples that count
+@ALL_PATHS
+def test_does_not_see_what_is_ignored(path, classes, generator):
+    input, seen = draw(generator, 10, classes), torch.arange(10) % 5 < 3
     target = labels_of(input, generator).where(seen, -100)
     high = where_shares_vary(input[seen], target[seen])
-    expected = warming_up(high, APLLoss)(input[seen], target[seen])
+    all_, without = (warming_up(high, APLLoss) for _ in range(2))
+    expected = without(input[seen], target[seen])
     input[~seen] = 9.0
-    torch.testing.assert_close(warming_up(high, APLLoss)(input.requires_grad_(), target), expected)
+    torch.testing.assert_close(all_(input.requires_grad_(), target), expected)
+    torch.testing.assert_close(all_.state_dict(), without.state_dict())
 
 
 def test_a_masked_class_is_as_if_there_were_none(path, generator):
@@ -532,11 +536,14 @@ def test_is_the_same_on_all_paths(id, shape, some_ignored, monkeypatch, generato
         torch.testing.assert_close(found[0], other)
 
 
-@pytest.mark.parametrize("as_probabilities", [False, True])
-def test_an_empty_batch_leaves_no_trace(as_probabilities):
+@pytest.mark.parametrize(
+    "target",
+    [torch.zeros(0, 5), torch.zeros(0, dtype=torch.long), torch.full((3,), -100)],
+    ids=["soft", "index", "ignored"],
+)
+def test_a_batch_of_nothing_leaves_no_trace(target):
     loss, state = APLLoss(reduction="sum"), APLLoss().state_dict()
-    target = torch.zeros(0, 5) if as_probabilities else torch.zeros(0, dtype=torch.long)
-    assert loss(torch.zeros(0, 5, requires_grad=True), target) == 0
+    assert loss(torch.zeros(len(target), 5, requires_grad=True), target) == 0
     torch.testing.assert_close(loss.state_dict(), state, rtol=0, atol=0)
 
 
