@@ -109,7 +109,7 @@ def add_bias(input: Tensor, index: Tensor, bias: float) -> Tensor:
 
 
 def exp(x: Tensor, times: float = 1.0, out: Tensor | None = None) -> Tensor:
-    """``exp(times * x)`` by exp2; torch.exp is MKL's on a CPU, and takes four times as long if that is not Intel's."""
+    """``exp(times * x)`` by exp2; torch.exp is MKL's on a CPU, and several times as slow if that is not Intel's."""
     return torch.mul(x, times * LOG2_E, out=out).exp2_()
 
 
