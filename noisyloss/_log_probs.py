@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CLASS_DIM = 1
 
 _COMPILERS_TELL = torch.__version__ >= "2.5"  # whether a transform of torch.func sees the values
-LOG2_E = 1 / math.log(2)
+_LOG2_E = math.log2(math.e)
 _BLOCKWISE_FROM = 1 << 18  # elements; for fewer, a node written in Python costs more than it saves
 _BLOCK = 1 << 21  # elements; smaller blocks would move rows from one core's cache to another's
 
@@ -110,7 +110,7 @@ def add_bias(input: Tensor, index: Tensor, bias: float) -> Tensor:
 
 def exp(x: Tensor, times: float = 1.0, out: Tensor | None = None) -> Tensor:
     """``exp(times * x)`` by exp2; torch.exp is MKL's on a CPU, and several times as slow if that is not Intel's."""
-    return torch.mul(x, times * LOG2_E, out=out).exp2_()
+    return torch.mul(x, times * _LOG2_E, out=out).exp2_()
 
 
 def is_at_least(x: Tensor, least: float) -> Tensor:

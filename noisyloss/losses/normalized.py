@@ -285,7 +285,7 @@ class _Complement(ClassFunction):
         return self.most - self.loss.f(log_p.clamp(min=self.log_p_min))
 
     def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
-        if p is None:
+        if p is None:  # a gradient may be asked, which is finite only if log_p is
             return self.most - self.loss.terms(log_p.clamp(min=self.log_p_min))
         return (self.most - self.loss.terms(log_p, p)).clamp_(min=0)  # the same, as f falls, in fewer passes
 

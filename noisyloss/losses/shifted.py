@@ -155,7 +155,7 @@ class _Entropy(ClassFunction):
     """-p log p, whose sum over the classes is the entropy."""
 
     def f(self, log_p: Tensor) -> Tensor:
-        return -x_log_x(log_p)
+        return self.terms(log_p)
 
     def terms(self, log_p: Tensor, p: Tensor | None = None) -> Tensor:
         return -x_log_x(log_p, p)
