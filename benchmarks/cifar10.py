@@ -15,6 +15,8 @@ labels and the initial weights are the same, and the curve up to the order of th
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import functools
 import itertools
 import os
@@ -188,6 +190,7 @@ def prepare(args: argparse.Namespace, worker: int) -> tuple[list[Row], Setup]:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
+    keep_freed_memory()
     device = torch.device(args.device or workers.device_of(worker))
 
     def command(entry: Entry, loss: str, noise: str, seed: int) -> str:
@@ -303,6 +306,14 @@ def find_device(parser: argparse.ArgumentParser, name: str | None) -> None:
         torch.zeros(1, device=torch.device(name or "cpu"))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         parser.error(f"argument --device: {name}: {str(error).splitlines()[0]}")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of large tensors: a step of cnn8 on a CPU gets it anew otherwise, page by page."""
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
+        for option in (m_trim_threshold, m_mmap_threshold):
+            ctypes.CDLL(None).mallopt(option, 2**31 - 1)
 
 
 def fastest_precision(device: torch.device) -> str:
