@@ -1,6 +1,7 @@
 """The benchmarks: what they read, what they write, and that a kill at any moment changes nothing."""
 
 import functools
+import importlib
 import json
 import multiprocessing
 import os
@@ -409,6 +410,19 @@ def test_crop_and_flip_equal_a_plain_reference():
         torch.tensor(cifar10.STD).view(3, 1, 1)
     )
     torch.testing.assert_close(task.train_inputs(torch.arange(40)), plain)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no glibc")
+def test_freed_memory_is_not_fetched_again():
+    resource = importlib.import_module("resource")
+
+    def page_faults_of_a_large_tensor():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(40 << 20, dtype=torch.uint8)  # 10,240 pages, in a block that glibc gives back at once by itself
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    cifar10.keep_freed_memory()
+    assert [page_faults_of_a_large_tensor() for _ in range(6)][-1] < 1000  # first it gets the places to put them in
 
 
 def one_step(l1, clip=None):
