@@ -5,6 +5,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import platform
 import re
 import shlex
 import signal
@@ -412,7 +413,7 @@ def test_crop_and_flip_equal_a_plain_reference():
     torch.testing.assert_close(task.train_inputs(torch.arange(40)), plain)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
 def test_freed_memory_is_not_fetched_again():
     resource = importlib.import_module("resource")
 
