@@ -1,7 +1,6 @@
 """The benchmarks: what they read, what they write, and that a kill at any moment changes nothing."""
 
 import functools
-import importlib
 import json
 import multiprocessing
 import os
@@ -415,7 +414,7 @@ def test_crop_and_flip_equal_a_plain_reference():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
 def test_freed_memory_is_not_fetched_again():
-    resource = importlib.import_module("resource")
+    resource = pytest.importorskip("resource")
 
     def page_faults_of_a_large_tensor():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
